@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs: onnx, onnx-graphsurgeon and numpy only."""
