@@ -1,1 +1,1 @@
-"""Rewrites of ONNX graphs: onnx, onnx-graphsurgeon and numpy only."""
+"""Rewrites of ONNX graphs, one a file: onnx, onnx-graphsurgeon and numpy only, no I/O, no torch."""

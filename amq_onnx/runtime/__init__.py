@@ -1,0 +1,1 @@
+"""onnxruntime: sessions on a named provider, verification, latency."""

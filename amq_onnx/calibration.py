@@ -1,0 +1,90 @@
+"""One pass over the data that sees every activation: its range, its size, the scale of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from amq_onnx.errors import DataError
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.data import LABELS, Batch, Dataset
+from amq_onnx.quantizer.histogram import StreamingHistogram
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how many steps are done, and how many there are (None if unknown)."""
+
+# Activations of all sites that one batch may hold, in elements: 64 million floats are 256 MB.
+_BATCH_ELEMENTS = 64_000_000
+_LARGEST_BATCH = 64
+
+
+@dataclass
+class Calibration:
+    """What a pass over the data saw.
+
+    histograms: by activation site. elements: by activation site, elements of one sample. mean_square: by head
+    tensor, E ||output||^2 of a sample. samples: how many were seen.
+    """
+
+    histograms: dict[str, StreamingHistogram] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)
+    mean_square: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+
+    def batch_size(self) -> int:
+        """How many samples fit in the memory meant for the activations of a batch."""
+        return max(1, min(_LARGEST_BATCH, _BATCH_ELEMENTS // max(1, sum(self.elements.values()))))
+
+
+def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """The inputs of `batch` (labels left out) on `device`."""
+    # Arrays cut from an .npz are read-only views, which torch refuses to wrap without a warning.
+    return {
+        name: torch.from_numpy(np.array(array)).to(device) for name, array in batch.items() if name != LABELS
+    }
+
+
+def calibrate(
+    executor: Executor,
+    data: Dataset,
+    activations: Sequence[str],
+    heads: Sequence[str],
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run the float graph once over `data` and take the histogram of each of `activations`.
+
+    Memory is that of one batch, whatever the size of the data. Raises DataError, naming the tensor, where an
+    activation is not finite.
+    """
+    seen = Calibration(histograms={name: StreamingHistogram() for name in activations})
+    squares = dict.fromkeys(heads, 0.0)
+    wanted = list(dict.fromkeys([*activations, *heads]))
+    # The first sample tells how large the activations are, and so how many samples fit a batch.
+    with torch.inference_mode():
+        for batch in data.first(1).batches(1):
+            found = executor.run(tensors(batch, executor.device), list(activations))
+            count = _samples(batch)
+            seen.elements = {name: max(1, tensor.numel() // count) for name, tensor in found.items()}
+        for batch in data.batches(seen.batch_size()):
+            found = executor.run(tensors(batch, executor.device), wanted)
+            for name in activations:
+                try:
+                    seen.histograms[name].update(found[name].float().cpu().numpy())
+                except ValueError as error:
+                    raise DataError(
+                        f"activation '{name}' is not finite on {data.origin} (sample {seen.samples} or later)"
+                    ) from error
+            for name in heads:
+                squares[name] += float(found[name].double().square().sum())
+            seen.samples += _samples(batch)
+            if progress is not None:
+                progress("ranges of activations", seen.samples, None)
+    seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
+    return seen
+
+
+def _samples(batch: Batch) -> int:
+    return next((len(array) for array in batch.values() if array.ndim), 1)

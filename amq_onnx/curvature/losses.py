@@ -1,0 +1,111 @@
+"""Losses on a tensor of scores: their value, and a square root of their Hessian in the scores.
+
+The Hessian of a loss l(z) in the scores z is H = L L'. For the losses here L is known in closed form, and it
+doesn't depend on the target, so that no label is needed. With v of zero mean and unit covariance, J' L v has
+covariance J' H J, the Gauss-Newton matrix (Schraudolph 2002, "Fast curvature matrix-vector products").
+
+Every loss is that of one sample, summed over the batch; where a sample has several positions (tokens, pixels),
+it is the mean over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from amq_onnx.errors import DataError
+
+
+class Loss(Protocol):
+    """A convex loss on scores whose first dimension counts samples."""
+
+    def value(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Loss of each sample, shape [samples]. Raises DataError for a target that doesn't fit."""
+        ...
+
+    def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
+        """L v: `scores` and `vector` have the same shape, and so has the result."""
+        ...
+
+
+@dataclass(frozen=True)
+class SoftmaxLoss:
+    """Cross-entropy of softmax scores along `axis`.
+
+    H = diag(p) - p p' = L L' with L = diag(sqrt p) - p sqrt(p)'.
+    """
+
+    axis: int = -1
+
+    def value(self, scores: Tensor, target: Tensor) -> Tensor:
+        """See Loss. target: class numbers, in the shape of the scores without `axis`."""
+        classes = scores.shape[self.axis]
+        expected = list(scores.shape)
+        del expected[self.axis]
+        if list(target.shape) != expected:
+            raise DataError(f"labels have shape {list(target.shape)}, but the model's scores need {expected}")
+        if target.numel() and not (0 <= int(target.min()) and int(target.max()) < classes):
+            raise DataError(
+                f"labels run from {int(target.min())} to {int(target.max())}, but the model has {classes} classes"
+            )
+        chosen = torch.log_softmax(scores, self.axis).gather(self.axis, target.long().unsqueeze(self.axis))
+        return -chosen.reshape(len(scores), -1).mean(1)
+
+    def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
+        """See Loss."""
+        probability = torch.softmax(scores, self.axis)
+        root = probability.sqrt()
+        product = root * vector - probability * (root * vector).sum(self.axis, keepdim=True)
+        return product * _position_weight(scores, scores.shape[self.axis])
+
+
+@dataclass(frozen=True)
+class SigmoidLoss:
+    """Binary cross-entropy of each score, summed over a sample's last dimension; H = diag(p (1 - p))."""
+
+    def value(self, scores: Tensor, target: Tensor) -> Tensor:
+        """See Loss. target: 0 or 1 for every score, in their shape."""
+        if scores.numel() != target.numel():
+            raise DataError(f"labels have shape {list(target.shape)}, but the model's scores {list(scores.shape)}")
+        each = torch.nn.functional.softplus(scores) - scores * target.reshape(scores.shape).to(scores.dtype)
+        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+
+    def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
+        """See Loss."""
+        probability = torch.sigmoid(scores)
+        spread = (probability * (1 - probability)).sqrt()
+        return spread * vector * _position_weight(scores, _last(scores))
+
+
+@dataclass(frozen=True)
+class SquaredLoss:
+    """scale / 2 * ||scores - target||^2 of each sample; H = scale * I.
+
+    With scale = 1 / E ||scores||^2 it is half the relative squared error, comparable between outputs.
+    """
+
+    scale: float = 1.0
+
+    def value(self, scores: Tensor, target: Tensor) -> Tensor:
+        """See Loss. target: in the shape of the scores."""
+        if scores.numel() != target.numel():
+            raise DataError(f"labels have shape {list(target.shape)}, but the model's output {list(scores.shape)}")
+        difference = scores - target.reshape(scores.shape).to(scores.dtype)
+        return 0.5 * self.scale * difference.reshape(len(scores), -1).square().sum(1)
+
+    def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
+        """See Loss."""
+        return vector * self.scale**0.5
+
+
+def _last(scores: Tensor) -> int:
+    return scores.shape[-1] if scores.ndim > 1 else 1
+
+
+def _position_weight(scores: Tensor, classes: int) -> float:
+    """Square root of 1 / positions: the mean over the positions of a sample."""
+    positions = scores.numel() // max(1, len(scores) * classes)
+    return float(max(1, positions)) ** -0.5

@@ -1,0 +1,166 @@
+"""The one executor: runs any ONNX graph in torch, differentiably, by tensor name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import onnx
+import onnx.inliner
+import torch
+
+from amq_onnx.errors import DataError, ModelError
+from amq_onnx.executor import registry
+from amq_onnx.executor.program import Program, Settings, opset_of
+from amq_onnx.executor.types import FLOATS, element_types, held_dtype, output_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class UnsupportedOperator:
+    """A node that the executor can't run."""
+
+    op_type: str
+    domain: str
+    opset: int
+    node: str
+
+
+class Executor:
+    """Runs and differentiates one ONNX graph in torch, by tensor name.
+
+    All float tensors, whatever their ONNX type, are held in `dtype`. Integers keep their type, except that
+    4- and 2-bit ones are held in 8 bits, uint16 in int32, uint32 and uint64 in int64 (torch can't compute
+    with those); graph outputs leave in their own type. The codes that QuantizeLinear yields are carried as
+    float tensors of integer values up to DequantizeLinear, through every operator that only moves or
+    compares values, so that gradients pass straight through; an operator that computes with integers gets
+    integers.
+
+    Integer constants, and what is computed from them alone, are read once; a float initializer that acts as
+    an attribute (the bounds of Clip, the scales of Resize) is read when outputs are first asked for, if not
+    given. Dropout acts as in inference.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    initializers: Mapping[str, torch.Tensor]
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Bind the nodes of `model` (external data loaded) to operators.
+
+        Raises UnsupportedOperatorError for an operator the executor lacks, ModelError for a graph or an
+        initializer it can't hold.
+        """
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the executor computes in float32 or float64, not in {dtype}")
+        model = _inlined(model)
+        settings = Settings(_opsets(model), element_types(model), dtype, torch.device(device))
+        self.dtype, self.device = dtype, settings.device
+        self._program = Program(model.graph, settings)
+        self.inputs, self.outputs = self._program.inputs, self._program.outputs
+        self.initializers = MappingProxyType(self._program.constants)
+        self._declared = {value.name: value for value in model.graph.input}
+        self._output_dtypes: dict[str, torch.dtype | None] = {
+            name: output_dtype(self._program.element_type(name), dtype) for name in self.outputs
+        }
+
+    def run(
+        self, values: Mapping[str, torch.Tensor], outputs: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The tensors named in `outputs` (the graph's outputs by default), by name.
+
+        values: tensors by name: graph inputs, and any initializer or intermediate tensor to be replaced. What
+            is given is not computed, so any set of tensors can be the leaves of a gradient.
+        outputs: names of any tensors of the graph; only the nodes that they need are run.
+
+        Nothing is modified in place and nothing is remembered, so this composes with torch.func. Integer
+        codes asked for by name are float tensors, unless they are outputs of the graph.
+
+        Raises DataError for a graph input that is needed and missing, a name that the graph doesn't have,
+        or a graph input of a type or shape other than declared (its first dimension may always vary).
+        """
+        names = self.outputs if outputs is None else tuple(outputs)
+        given = {name: self._admitted(name, value) for name, value in values.items()}
+        if unknown := [name for name in names if name not in self._program.names]:
+            raise DataError(f"the graph has no tensor '{unknown[0]}' to be computed.")
+        results = dict(zip(names, self._program.run(given, names), strict=True))
+        for name in names:
+            written = self._output_dtypes.get(name)
+            if written is not None and results[name].dtype != written:
+                results[name] = results[name].to(written)
+        return results
+
+    def _admitted(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """`value` in the dtype in which the graph holds tensor `name`."""
+        if name not in self._program.names:
+            raise DataError(f"the graph has no tensor '{name}' to be given.")
+        kind = self._program.element_type(name)
+        held = self.dtype if name in self._program.codes else held_dtype(kind, self.dtype)
+        if name in self._declared:
+            self._check_declared(name, value, kind)
+        if held is None or value.dtype == held:
+            return value
+        return value.to(held)
+
+    def _check_declared(self, name: str, value: torch.Tensor, kind: int) -> None:
+        if kind and (kind in FLOATS) != value.dtype.is_floating_point:
+            wanted = onnx.TensorProto.DataType.Name(kind)
+            raise DataError(
+                f"graph input '{name}' is declared {wanted} but a {value.dtype} tensor was given."
+            )
+        declared = self._declared[name].type.tensor_type
+        if not declared.HasField("shape"):
+            return
+        sizes = [axis.dim_value if axis.HasField("dim_value") else None for axis in declared.shape.dim]
+        fits = value.dim() == len(sizes) and all(
+            size is None or size == got for size, got in zip(sizes[1:], value.shape[1:], strict=True)
+        )
+        if not fits:
+            wanted = [
+                axis.dim_param or size or "?" for axis, size in zip(declared.shape.dim, sizes, strict=True)
+            ]
+            shape = ", ".join(str(item) for item in wanted)
+            raise DataError(
+                f"graph input '{name}' has shape {list(value.shape)} where [{shape}] is declared."
+            )
+
+
+def unsupported_operators(model: onnx.ModelProto) -> list[UnsupportedOperator]:
+    """Nodes of `model`, functions inlined and subgraphs included, whose operator the executor lacks."""
+    model = _inlined(model)
+    opsets = _opsets(model)
+    return [
+        UnsupportedOperator(
+            node.op_type, node.domain, opset_of(node.domain, opsets), node.name or next(iter(node.output), "")
+        )
+        for node in _nodes(model.graph)
+        if node.op_type != "Constant" and registry.find(node.op_type, node.domain) is None
+    ]
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    return {"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import}
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without model-local functions."""
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:
+        raise ModelError(f"the functions of the model can't be inlined: {error}.") from error

@@ -1,0 +1,60 @@
+"""What is read from the protos of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import onnx
+import torch
+from onnx import AttributeProto, TensorProto
+
+from amq_onnx.errors import ModelError
+from amq_onnx.executor.types import torch_tensor
+
+
+def free_names(graph: onnx.GraphProto) -> list[str]:
+    """Names that `graph` reads from the graphs around it, in the order of their first use."""
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        names = list(node.input)
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                names += free_names(attribute.g)
+        found.update(dict.fromkeys(name for name in names if name and name not in known))
+        known.update(node.output)
+    found.update(dict.fromkeys(value.name for value in graph.output if value.name not in known))
+    return list(found)
+
+
+def attribute_value(attribute: AttributeProto, dtype: torch.dtype) -> Any:
+    """The value of an attribute other than a graph: strings decoded, tensors in torch, lists as lists."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, TensorProto):
+        return torch_tensor(value, dtype)
+    if attribute.type == AttributeProto.STRINGS:
+        return [item.decode() for item in value]
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def constant_tensor(node: onnx.NodeProto) -> TensorProto:
+    """The tensor of a Constant node, whichever of its attributes holds it."""
+    name = node.output[0]
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            tensor: TensorProto = attribute.t
+            return tensor
+        if attribute.name in ("value_int", "value_ints"):
+            shape = [] if attribute.name == "value_int" else [len(attribute.ints)]
+            integers = [attribute.i] if attribute.name == "value_int" else list(attribute.ints)
+            return onnx.helper.make_tensor(name, TensorProto.INT64, shape, integers)
+        if attribute.name in ("value_float", "value_floats"):
+            shape = [] if attribute.name == "value_float" else [len(attribute.floats)]
+            floats = [attribute.f] if attribute.name == "value_float" else list(attribute.floats)
+            return onnx.helper.make_tensor(name, TensorProto.FLOAT, shape, floats)
+    raise ModelError(
+        f"Constant node '{node.name or name}' holds strings or a sparse tensor, which can't be computed."
+    )

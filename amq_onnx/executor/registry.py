@@ -1,0 +1,79 @@
+"""The table of operators. Adding one is one decorated function in the file of its family under `ops/`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One ONNX operator: `function(node, *inputs)` returns a tensor, or a tuple of them for several outputs.
+
+    host: positions of inputs that act as attributes; they arrive as Python numbers and lists.
+    literal: positions that arrive as a Python number when they are a constant scalar, as a tensor otherwise.
+    codes: the function only moves or compares values, so it also runs on the float tensors in which the
+        executor carries the integer codes of QuantizeLinear, and gradients pass.
+    indices: positions of such a function's inputs that are indices, hence always integers.
+    reads_codes: the function takes such tensors as they are and returns something else (DequantizeLinear).
+    """
+
+    function: Callable[..., Any]
+    host: frozenset[int]
+    literal: frozenset[int]
+    codes: bool
+    indices: frozenset[int]
+    reads_codes: bool
+
+
+_TABLE: dict[tuple[str, str], Operator] = {}
+
+
+def operator(
+    *names: str,
+    domains: tuple[str, ...] = ("",),
+    host: tuple[int, ...] = (),
+    literal: tuple[int, ...] = (),
+    codes: bool = False,
+    indices: tuple[int, ...] = (),
+    reads_codes: bool = False,
+) -> Callable[[Function], Function]:
+    """Register the decorated function under ONNX operator `names`; the flags are those of `Operator`."""
+
+    def register(function: Function) -> Function:
+        entry = Operator(
+            function, frozenset(host), frozenset(literal), codes, frozenset(indices), reads_codes
+        )
+        for domain in domains:
+            for name in names:
+                if (domain, name) in _TABLE:
+                    raise ValueError(f"operator {domain}:{name} is registered twice")
+                _TABLE[domain, name] = entry
+        return function
+
+    return register
+
+
+@cache
+def _load() -> dict[tuple[str, str], Operator]:
+    from amq_onnx.executor import ops  # the families register themselves when imported
+
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"{ops.__name__}.{module.name}")
+    return _TABLE
+
+
+def find(op_type: str, domain: str) -> Operator | None:
+    """The operator registered under that name, or None. `ai.onnx` is the default domain."""
+    return _load().get(("" if domain == "ai.onnx" else domain, op_type))
+
+
+def names() -> frozenset[str]:
+    """Names of all operators of the default domain."""
+    return frozenset(name for domain, name in _load() if domain == "")

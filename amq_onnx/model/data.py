@@ -1,0 +1,258 @@
+"""Calibration and evaluation data: batches of named arrays, read as often as they are needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from amq_onnx.errors import DataError, UsageError
+
+Batch = dict[str, NDArray[Any]]
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input: its name, element type and shape (None where a dimension is free)."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def fits(self, array: NDArray[Any]) -> bool:
+        """True if `array`, but for its first dimension, has this shape."""
+        if array.ndim != len(self.shape):
+            return False
+        wanted = self.shape[1:]
+        return all(want in (None, have) for want, have in zip(wanted, array.shape[1:], strict=True))
+
+
+class CalibrationDataReader(Protocol):
+    """What onnxruntime.quantization.CalibrationDataReader offers: feeds one by one, then None."""
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next feed, or None at the end."""
+
+
+def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs that a run of `model` must be given."""
+    weights = {initializer.name for initializer in model.graph.initializer}
+    specs = []
+    for value in model.graph.input:
+        if value.name in weights:
+            continue
+        tensor = value.type.tensor_type
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+            for dim in tensor.shape.dim
+        )
+        if not value.type.HasField("tensor_type"):
+            raise DataError(f"input '{value.name}' is not a tensor: models with sequence inputs can't be run here")
+        specs.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
+    return tuple(specs)
+
+
+class Dataset:
+    """Batches of a model's inputs, with `labels` where there are some, in the same order on every pass.
+
+    source: called for each pass; yields dicts of arrays whose first dimension counts samples. The samples are
+    checked against the model's inputs and cut into batches again, so that memory is that of a batch and one
+    of the source's dicts.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], Iterable[Mapping[str, Any]]],
+        specs: tuple[InputSpec, ...],
+        origin: str,
+        limit: int | None = None,
+    ) -> None:
+        self.source = source
+        self.specs = specs
+        self.origin = origin
+        self.limit = limit
+
+    def first(self, samples: int | None) -> Dataset:
+        """The same data, but no more than the first `samples`."""
+        limit = self.limit if samples is None else min(samples, self.limit or samples)
+        return Dataset(self.source, self.specs, self.origin, limit)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Batches of `size` samples (the last may be smaller); a fixed batch dimension of the model wins.
+
+        Raises DataError for data that don't fit the model, naming the input.
+        """
+        fixed = {spec.shape[0] for spec in self.specs if spec.shape and spec.shape[0] is not None}
+        if len(fixed) == 1:
+            size = fixed.pop() or size
+            whole_only = True
+        else:
+            whole_only = False
+        held: list[Batch] = []
+        count = taken = 0
+        for raw in self.source():
+            chunk = self._checked(raw)
+            samples = self._samples(chunk)
+            if self.limit is not None and taken + samples > self.limit:
+                samples = self.limit - taken
+                chunk = self._cut(chunk, 0, samples)
+            if not samples:
+                break
+            taken += samples
+            held.append(chunk)
+            count += samples
+            while count >= size:
+                joined = held[0] if len(held) == 1 else self._joined(held)
+                yield self._cut(joined, 0, size)
+                count -= size
+                held = [self._cut(joined, size, size + count)] if count else []
+        if not taken:
+            raise DataError(f"{self.origin} holds no samples")
+        if count and not whole_only:
+            yield self._joined(held)
+        elif count and taken < size:
+            raise DataError(
+                f"{self.origin} holds {taken} samples, fewer than the model's fixed batch of {size}"
+            )
+
+    def samples(self) -> int:
+        """How many samples a pass yields (reads the data once)."""
+        return sum(self._samples(batch) for batch in self.batches(256))
+
+    def has_labels(self) -> bool:
+        """True if the data carry labels."""
+        return any(LABELS in batch for batch in self.first(1).batches(1))
+
+    def _checked(self, raw: Mapping[str, Any]) -> Batch:
+        batch: Batch = {}
+        for spec in self.specs:
+            if spec.name not in raw:
+                given = ", ".join(f"'{name}'" for name in raw) or "nothing"
+                raise DataError(f"{self.origin} has no array for the model's input '{spec.name}' (it has {given})")
+            array = np.asarray(raw[spec.name])
+            if array.dtype == object:
+                raise DataError(f"array '{spec.name}' of {self.origin} holds Python objects, not numbers")
+            if array.dtype != spec.dtype:
+                if array.dtype.kind != spec.dtype.kind and not (spec.dtype.kind == "f" and array.dtype.kind in "iu"):
+                    raise DataError(
+                        f"array '{spec.name}' of {self.origin} is {array.dtype}, but the model's input is {spec.dtype}"
+                    )
+                array = array.astype(spec.dtype)
+            if not spec.fits(array):
+                wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
+                got = "x".join(map(str, array.shape))
+                raise DataError(
+                    f"array '{spec.name}' of {self.origin} has shape {got}, but the model's input is {wanted}"
+                )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DataError(f"array '{spec.name}' of {self.origin} holds NaN or infinity")
+            batch[spec.name] = array
+        if LABELS in raw and LABELS not in batch:
+            batch[LABELS] = np.asarray(raw[LABELS])
+        lengths = {name: len(array) for name, array in batch.items() if self._counts(name, array)}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
+            raise DataError(f"the arrays of {self.origin} differ in their number of samples: {listed}")
+        return batch
+
+    def _counts(self, name: str, array: NDArray[Any]) -> bool:
+        """True if the first dimension of `array` counts samples: scalars are the same for all."""
+        return array.ndim > 0
+
+    def _samples(self, batch: Batch) -> int:
+        return next(len(array) for name, array in batch.items() if self._counts(name, array))
+
+    def _cut(self, batch: Batch, start: int, stop: int) -> Batch:
+        return {
+            name: array[start:stop] if self._counts(name, array) else array for name, array in batch.items()
+        }
+
+    def _joined(self, batches: list[Batch]) -> Batch:
+        return {
+            name: np.concatenate([batch[name] for batch in batches]) if self._counts(name, array) else array
+            for name, array in batches[0].items()
+        }
+
+
+def open_data(where: str, model: onnx.ModelProto, limit: int | None = None) -> Dataset:
+    """The data that `where` names: an .npz file, a folder of them, or `script.py:function`.
+
+    The function is called without arguments for every pass and must yield the same dicts each time.
+    Raises DataError where there is none, or it can't be read.
+    """
+    specs = input_specs(model)
+    path = Path(where)
+    if path.is_dir():
+        files = sorted(path.glob("*.npz"))
+        if not files:
+            raise DataError(f"the folder '{where}' holds no .npz file")
+        return Dataset(lambda: (arrays for file in files for arrays in [_load(file)]), specs, f"'{where}'", limit)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise DataError(f"there is no data file '{where}'")
+        arrays = _load(path)
+        return Dataset(lambda: [arrays], specs, f"'{where}'", limit)
+    script, _, name = where.rpartition(":")
+    if script.endswith(".py") and name:
+        return Dataset(load_function(script, name), specs, f"'{where}'", limit)
+    raise DataError(f"'{where}' is no data: give an .npz file, a folder of .npz files, or script.py:function")
+
+
+def random_data(model: onnx.ModelProto, samples: int, seed: int, free: Mapping[str, int] | None = None) -> Dataset:
+    """Standard normal inputs (integers: zeros), for models without data; free dimensions need a size in `free`."""
+    specs = input_specs(model)
+    generator = np.random.default_rng(seed)
+    arrays: Batch = {}
+    for spec in specs:
+        if any(size is None for size in spec.shape[1:]):
+            raise UsageError(f"--random needs fixed sizes, but input '{spec.name}' has free dimensions: give --data")
+        shape = (samples, *(size or 1 for size in spec.shape[1:])) if spec.shape else ()
+        floats = generator.standard_normal(shape, np.float32)
+        arrays[spec.name] = floats.astype(spec.dtype) if spec.dtype.kind == "f" else np.zeros(shape, spec.dtype)
+    return Dataset(lambda: [arrays], specs, "random data")
+
+
+def reader_data(reader: CalibrationDataReader, model: onnx.ModelProto) -> Dataset:
+    """The feeds of an onnxruntime CalibrationDataReader, read once and kept (it can't be rewound)."""
+    feeds: list[dict[str, Any]] = []
+    while (feed := reader.get_next()) is not None:
+        feeds.append(feed)
+    return Dataset(lambda: feeds, input_specs(model), "the calibration data reader")
+
+
+def load_function(script: str, name: str) -> Callable[..., Any]:
+    """The function `name` of the Python file `script`."""
+    path = Path(script)
+    if not path.is_file():
+        raise DataError(f"there is no script '{script}'")
+    spec = importlib.util.spec_from_file_location(f"amq_script_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"'{script}' can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise DataError(f"'{script}' failed on import: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise DataError(f"'{script}' has no function '{name}'")
+    return function  # type: ignore[no-any-return]
+
+
+def _load(path: Path) -> Batch:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"'{path}' can't be read as an .npz file: {error}") from error

@@ -1,0 +1,159 @@
+"""Reading and writing .onnx files, with their external data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper
+
+from amq_onnx.errors import ModelError, UsageError
+
+# protobuf can't serialise 2 GiB; above this the tensors go to a file beside the model.
+_EXTERNAL_ABOVE_BYTES = 2_000_000_000
+_EXTERNAL_TENSOR_BYTES = 1024
+# What the newest onnxruntime that was tried reads (1.32 takes 14; a file needs only what its opset needs).
+_LEAST_IR_VERSION = 8
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in `path`, with its external data loaded into it.
+
+    Raises ModelError for a file that isn't there, isn't ONNX, is cut short, has no nodes, or whose external
+    data lies outside its folder.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no model file '{path}'")
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"'{path}' is not an ONNX model, or is cut short") from error
+    if not model.HasField("graph") or not model.opset_import:
+        raise ModelError(f"'{path}' is not an ONNX model: it holds no graph or names no operator set")
+    if not model.graph.node:
+        raise ModelError(f"the graph of '{path}' is empty: there is nothing to quantize")
+    for location in external_files(path, model):
+        if not location.is_file():
+            raise ModelError(f"'{path}' needs the external data file '{location}', which isn't there")
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"the external data of '{path}' can't be read: {error}") from error
+    if model.ByteSize() < _EXTERNAL_ABOVE_BYTES:
+        try:
+            onnx.checker.check_model(model)
+        except (onnx.checker.ValidationError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+            raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
+    return model
+
+
+def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
+    """The external data files that `model`, read from `path` without them, names.
+
+    Raises ModelError where one lies outside the model's folder: absolute paths, '..' and links that lead out
+    are refused, since a model is untrusted input.
+    """
+    folder = path.parent.resolve()
+    found: dict[Path, None] = {}
+    for tensor in external_data_helper._get_all_tensors(model):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        location = external_data_helper.ExternalDataInfo(tensor).location
+        target = folder / location
+        if Path(location).is_absolute() or not target.resolve().is_relative_to(folder):
+            raise ModelError(
+                f"tensor '{tensor.name}' of '{path}' keeps its data in '{location}', outside the model's folder"
+            )
+        found[target] = None
+    return list(found)
+
+
+def file_bytes(path: Path) -> int:
+    """Size of the model in `path` with its external data."""
+    size = path.stat().st_size
+    # Only the names of the external files are read, not their contents.
+    model = onnx.load_model(path, load_external_data=False)
+    return size + sum(file.stat().st_size for file in external_files(path, model))
+
+
+def fingerprint(model: onnx.ModelProto) -> str:
+    """A hash of the model's graph and weights (sha256, hex), the same for the same file."""
+    digest = hashlib.sha256()
+    for initializer in model.graph.initializer:
+        digest.update(initializer.name.encode())
+        digest.update(initializer.raw_data or initializer.SerializeToString(deterministic=True))
+    for node in model.graph.node:
+        digest.update(node.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Raise UsageError if the folder that `path` is to be written to doesn't exist."""
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder of {option} '{path}' doesn't exist: create '{path.parent}' first")
+    if path.is_dir():
+        raise UsageError(f"{option} '{path}' is a folder: name a file")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def model_bytes(model: onnx.ModelProto) -> bytes:
+    """The file that `model` is written as: the same bytes for the same model."""
+    return model.SerializeToString(deterministic=True)
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> int:
+    """Write `model` to `path`, whole or not at all, and return the bytes written.
+
+    Above 2 GB the tensors go to `path`.data, which is written first.
+    """
+    if model.ByteSize() < _EXTERNAL_ABOVE_BYTES:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(model_bytes(model))
+        return path.stat().st_size
+    data = path.with_name(path.name + ".data")
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    with whole_file(data) as temporary, temporary.open("wb") as stream:
+        for tensor in slim.graph.initializer:
+            if len(tensor.raw_data) < _EXTERNAL_TENSOR_BYTES:
+                continue
+            offset = stream.tell()
+            length = stream.write(tensor.raw_data)
+            external_data_helper.set_external_data(tensor, data.name, offset, length)
+            tensor.ClearField("raw_data")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(model_bytes(slim))
+    return path.stat().st_size + data.stat().st_size
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

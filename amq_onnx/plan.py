@@ -1,0 +1,124 @@
+"""The plan: a width for every site. plan.json can be read, edited and applied on its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amq_onnx.errors import UsageError
+from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.encoding import MAX_BITS, Encoding, RangeMethod
+from amq_onnx.quantizer.weight_ranges import bias_safe_scale, weight_encodings
+from amq_onnx.rewriting import Prepared
+from amq_onnx.sensitivity import parse_versioned
+
+FORMAT = "amq-plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """An activation's width, and the range that its codes cover."""
+
+    bits: int
+    range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Widths by site.
+
+    model: fingerprint of the float model. ranges: how scales of weights are found. A weight's scales aren't
+    stored: they follow from the weight, its width and `ranges`, so that a width can be edited.
+    """
+
+    model: str
+    ranges: RangeMethod
+    weights: dict[str, int]
+    activations: dict[str, ActivationPlan]
+    left_float: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of plan.json: a line a site."""
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "ranges": self.ranges,
+            "weights": self.weights,
+            "activations": {
+                name: {"bits": site.bits, "range": list(site.range)} for name, site in self.activations.items()
+            },
+            "left_float": self.left_float,
+        }
+        lines = []
+        for key, value in body.items():
+            if isinstance(value, dict):
+                rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in value.items())
+                lines.append(f" {json.dumps(key)}: {{\n{rows}\n }}" if rows else f" {json.dumps(key)}: {{}}")
+            else:
+                lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str) -> Plan:
+        """Read what `to_json` wrote, perhaps edited. Raises UsageError, naming `origin` and the site."""
+        body = parse_versioned(text, origin, FORMAT, VERSION)
+        try:
+            weights = {name: _width(bits, name, origin, 1) for name, bits in body["weights"].items()}
+            activations = {}
+            for name, site in body["activations"].items():
+                low, high = (float(end) for end in site["range"])
+                if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+                    raise UsageError(f"'{origin}' gives activation '{name}' the range {low} to {high}")
+                activations[name] = ActivationPlan(_width(site["bits"], name, origin, 2), (low, high))
+            if body["ranges"] not in ("mse", "minmax", "percentile"):
+                raise UsageError(f"'{origin}' asks for unknown ranges '{body['ranges']}'")
+            return cls(str(body["model"]), body["ranges"], weights, activations, dict(body.get("left_float", {})))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"'{origin}' is not a complete plan: {error}") from error
+
+    def encodings(self, prepared: Prepared) -> dict[str, Encoding]:
+        """The encoding of every site, in the graph's order.
+
+        Raises UsageError for a site that the model doesn't have.
+        """
+        known = {site.name for site in prepared.sites.weights} | {
+            site.name for site in prepared.sites.activations
+        }
+        for name in (*self.weights, *self.activations):
+            if name not in known:
+                raise UsageError(f"the plan names site '{name}', which the model doesn't have")
+        found = {
+            name: activation_encoding(*site.range, site.bits) for name, site in self.activations.items()
+        }
+        biases = prepared.biases()
+        for site in prepared.sites.weights:
+            if site.name not in self.weights:
+                continue
+            bits = self.weights[site.name]
+            values = prepared.weight(site.name)
+            encoding = weight_encodings(values, site.axis, [bits], self.ranges).encodings[bits]
+            if site.name in biases and biases[site.name][0] in found:
+                encoding = _with_room_for(biases[site.name], encoding, found)
+            found[site.name] = encoding
+        return found
+
+
+def _with_room_for(
+    node: tuple[str, NDArray[np.float32]], encoding: Encoding, found: dict[str, Encoding]
+) -> Encoding:
+    data, bias = node
+    if bias.shape != encoding.scale.shape:
+        return encoding
+    scale = bias_safe_scale(encoding, bias, float(found[data].scale))
+    return Encoding(encoding.bits, encoding.signed, scale, encoding.zero_point, encoding.axis)
+
+
+def _width(bits: object, name: str, origin: str, least: int) -> int:
+    if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= MAX_BITS:
+        raise UsageError(f"'{origin}' gives site '{name}' {bits!r} bits: a whole number {least} to {MAX_BITS} is needed")
+    return bits

@@ -1,0 +1,142 @@
+"""Scales of weights, one per output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amq_onnx.quantizer.affine import broadcast_scale
+from amq_onnx.quantizer.encoding import Encoding, RangeMethod, code_range
+
+_CANDIDATES = 40
+_REFINEMENTS = 4
+_PERCENTILE = 99.99
+# Elements that one thread works on at a time: a few temporaries of this size stay in a core's cache.
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEncodings:
+    """Encodings of one weight at several widths.
+
+    encodings: by bits. errors: by bits, squared error per output channel, float64 [channels].
+    """
+
+    encodings: dict[int, Encoding]
+    errors: dict[int, NDArray[np.float64]]
+
+    def squared_error(self, bits: int) -> float:
+        """||Q(W) - W||^2 at `bits` bits."""
+        return float(self.errors[bits].sum())
+
+
+def weight_encodings(
+    weight: NDArray[np.float32],
+    axis: int,
+    widths: Iterable[int],
+    method: RangeMethod = "mse",
+    threads: int = 2,
+) -> WeightEncodings:
+    """Symmetric signed encodings of `weight`, one scale per index of `axis`, for each of `widths`.
+
+    `mse` searches, per channel and width, the scale of least squared error: a geometric grid below the
+    min-max scale, then alternating least squares (codes for the scale, the best scale for the codes).
+    """
+    rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    chunks = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
+    encodings: dict[int, Encoding] = {}
+    errors: dict[int, NDArray[np.float64]] = {}
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for bits in sorted(set(widths)):
+            found = list(pool.map(lambda chunk, bits=bits: _scales(chunk, bits, method), chunks))
+            scale = np.concatenate([scale for scale, _ in found])
+            encodings[bits] = Encoding(bits=bits, signed=True, scale=scale, axis=axis)
+            errors[bits] = np.concatenate([error for _, error in found])
+    return WeightEncodings(encodings, errors)
+
+
+def bias_safe_scale(
+    encoding: Encoding, bias: NDArray[np.float32], input_scale: float
+) -> NDArray[np.float32]:
+    """The scale raised where `bias / (input_scale * scale)` would not fit an int32.
+
+    Channels whose weights are (almost) zero have tiny scales; their bias is stored in units of
+    `input_scale * scale`, the only scale with which onnxruntime fuses an int32 bias.
+    """
+    least = np.abs(bias, dtype=np.float64) / (input_scale * 2.0**30)
+    return np.maximum(encoding.scale, least.astype(np.float32))
+
+
+def _scales(
+    rows: NDArray[np.float32], bits: int, method: RangeMethod
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Scales and squared errors of the channels in `rows`, [channels, elements]."""
+    low, high = code_range(bits, signed=True)
+    widest = max(high, 1)
+    magnitude = np.abs(rows).max(axis=1) if rows.shape[1] else np.zeros(rows.shape[0], np.float32)
+    if method == "percentile" and rows.shape[1]:
+        magnitude = np.percentile(np.abs(rows), _PERCENTILE, axis=1).astype(np.float32)
+    # A channel of zeros (or of denormals, whose scale would be zero) takes a scale of 1: every code is 0.
+    full = np.where(magnitude > 1e-30, magnitude / np.float32(widest), 1.0).astype(np.float32)
+    best, best_error = full, _squared_error(rows, full, low, high)
+    if method != "mse":
+        return best, best_error
+    # The best clipping of bell-shaped weights leaves about 1.5 sigma at 1-2 bits and 4-5 sigma at 8 bits, so
+    # low widths need a wide search and high widths only the neighbourhood of the full range.
+    smallest = {1: 0.05, 2: 0.1, 3: 0.15, 4: 0.25, 5: 0.35}.get(bits, 0.5)
+    count = _CANDIDATES if bits <= 5 else _CANDIDATES // 2
+    for factor in np.geomspace(1.0, smallest, count)[1:]:
+        candidate = full * np.float32(factor)
+        error = _squared_error(rows, candidate, low, high)
+        better = error < best_error
+        best = np.where(better, candidate, best)
+        best_error = np.where(better, error, best_error)
+    for _ in range(_REFINEMENTS):
+        candidate = _least_squares_scale(rows, best, low, high)
+        error = _squared_error(rows, candidate, low, high)
+        better = error < best_error
+        if not better.any():
+            break
+        best = np.where(better, candidate, best)
+        best_error = np.where(better, error, best_error)
+    return best.astype(np.float32), best_error
+
+
+def _codes(rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high: int) -> NDArray[np.float32]:
+    codes = rows / scale[:, None]
+    np.rint(codes, out=codes)
+    np.clip(codes, low, high, out=codes)
+    return codes
+
+
+def _squared_error(
+    rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high: int
+) -> NDArray[np.float64]:
+    codes = _codes(rows, scale, low, high)
+    codes *= scale[:, None]
+    codes -= rows
+    return np.einsum("ij,ij->i", codes, codes).astype(np.float64)
+
+
+def _least_squares_scale(
+    rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high: int
+) -> NDArray[np.float32]:
+    """argmin over s of ||s codes - rows||^2, with the codes that `scale` gives."""
+    codes = _codes(rows, scale, low, high)
+    power = np.einsum("ij,ij->i", codes, codes)
+    dot = np.einsum("ij,ij->i", codes, rows)
+    usable = (power > 0) & (dot > 0)
+    return np.where(usable, dot / np.where(usable, power, 1), scale).astype(np.float32)
+
+
+def weight_error(weight: NDArray[np.float32], encoding: Encoding) -> float:
+    """||Q(W) - W||^2 of `weight` under `encoding`."""
+    low, high = encoding.code_range
+    scale = broadcast_scale(encoding, weight.ndim)
+    codes = np.clip(np.rint(weight / scale), low, high)
+    return float(np.square(codes * scale - weight, dtype=np.float64).sum())

@@ -1,0 +1,163 @@
+"""From the model as it was read to the graph that is measured, and from there with a plan to the written file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference, version_converter
+
+from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.model.sites import Sites, find_sites
+from amq_onnx.passes.base import run
+from amq_onnx.passes.fold_batch_norm import FoldBatchNorm
+from amq_onnx.passes.insert_qdq import InsertQDQ
+from amq_onnx.passes.normalize import (
+    ConstantsToInitializers,
+    DropIdentities,
+    FoldConstants,
+    MeansToPooling,
+    require_float,
+)
+from amq_onnx.passes.pack import Pack, QuantizeBiases
+from amq_onnx.passes.place import PlaceOnCodes
+from amq_onnx.passes.strip import strip_exporter_metadata
+from amq_onnx.quantizer.encoding import Encoding
+from amq_onnx.targets.onnxruntime import OnnxRuntimeTarget
+
+_PREPARATION = (ConstantsToInitializers(), DropIdentities(), FoldConstants(), FoldBatchNorm(), MeansToPooling())
+# Releases that first ran each operator set, from onnxruntime's compatibility table.
+_FIRST_RUNTIME = {
+    13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
+    20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22", 24: "1.23", 25: "1.24",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A float graph ready to be measured and quantized.
+
+    model: constants folded, BatchNormalization folded. sites: what can be quantized in it. stem: what every
+    name made for it starts with. keys: by site, the part of those names that is the site's own.
+    """
+
+    model: onnx.ModelProto
+    sites: Sites
+    stem: str
+    keys: Mapping[str, str]
+
+    def target(self) -> OnnxRuntimeTarget:
+        """The target that writes this model's file."""
+        return OnnxRuntimeTarget(self.stem)
+
+    def weight(self, name: str) -> np.ndarray:
+        """The float values of a weight."""
+        return numpy_helper.to_array(self._initializers[name])
+
+    @property
+    def _initializers(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def biases(self) -> dict[str, tuple[str, np.ndarray]]:
+        """By weight: the tensor that its node reads as data, and the node's constant bias."""
+        initializers = self._initializers
+        return {
+            node.input[1]: (node.input[0], numpy_helper.to_array(initializers[node.input[2]]))
+            for node in self.model.graph.node
+            if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in initializers
+        }
+
+
+def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[str, ...] = ()) -> Prepared:
+    """Fold what can be folded and find the sites.
+
+    opset: convert to this operator set first; without it, only one older than the target's least is converted.
+    exclude: regular expressions of sites to leave float. Raises ModelError for a model that is quantized already,
+    has nothing to quantize or can't be converted; UsageError for an expression that matches nothing.
+    """
+    require_float(model)
+    current = opset_of(model)
+    wanted = opset if opset is not None else max(current, OnnxRuntimeTarget.minimum_opset)
+    if wanted < OnnxRuntimeTarget.minimum_opset:
+        raise UsageError(
+            f"--opset {wanted} is too old: quantized files need {OnnxRuntimeTarget.minimum_opset} or newer"
+        )
+    if wanted != current:
+        model = _convert(model, wanted)
+    model = run(_with_shapes(model), _PREPARATION)
+    model = _with_shapes(model)
+    sites = find_sites(model)
+    keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
+    keys |= {site.name: f"a{index}" for index, site in enumerate(sites.activations)}
+    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys)
+
+
+def simulate(prepared: Prepared, encodings: Mapping[str, Encoding]) -> onnx.ModelProto:
+    """The float graph with QuantizeLinear and DequantizeLinear at every site in `encodings`."""
+    return run(prepared.model, [InsertQDQ(encodings, prepared.stem, prepared.keys)])
+
+
+def lower(
+    prepared: Prepared, simulated: onnx.ModelProto, encodings: Mapping[str, Encoding], *, keep_metadata: bool = False
+) -> onnx.ModelProto:
+    """The file for the target: weights packed at their widths, biases int32, exporter's metadata stripped."""
+    target = prepared.target()
+    recipes = {
+        site.name: target.weight(prepared.keys[site.name], site.shape, encodings[site.name].bits)
+        for site in prepared.sites.weights
+        if site.name in encodings
+    }
+    model = run(simulated, [PlaceOnCodes(), Pack(recipes, target.shared), QuantizeBiases(prepared.stem)])
+    if not keep_metadata:
+        model = strip_exporter_metadata(model)
+        model.ir_version = _least_ir_version(model)
+    return model
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operator set that `model` uses."""
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ModelError("the model names no standard ONNX operator set")
+
+
+def oldest_runtime(model: onnx.ModelProto) -> str:
+    """The oldest onnxruntime release that reads `model`'s operator set."""
+    opset = opset_of(model)
+    return _FIRST_RUNTIME.get(opset, f"the first with opset {opset}")
+
+
+def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    try:
+        return version_converter.convert_version(model, opset)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise ModelError(f"the model can't be converted to opset {opset}: {reason}") from error
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with inferred shapes, as far as onnx can tell; unchanged where inference fails."""
+    try:
+        return shape_inference.infer_shapes(model)
+    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError):
+        return model
+
+
+def _least_ir_version(model: onnx.ModelProto) -> int:
+    """The oldest file format that the operator sets need: older runtimes refuse newer formats unseen."""
+    if model.functions:
+        return int(model.ir_version)
+    needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    return int(min(model.ir_version, max(8, needed)))
+
+
+def _free_stem(model: onnx.ModelProto) -> str:
+    names = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
+    names |= {name for node in model.graph.node for name in node.output}
+    stem = "q"
+    while any(name.startswith(stem) for name in names):
+        stem += "q"
+    return stem

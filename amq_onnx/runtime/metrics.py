@@ -1,0 +1,186 @@
+"""How good a model's outputs are, by themselves or beside another model's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amq_onnx.errors import DataError, UsageError
+from amq_onnx.model.data import load_function
+
+Outputs = Mapping[str, NDArray[Any]]
+METRICS = ("top1", "top5", "agreement", "cosine", "sqnr")
+
+
+class Metric(ABC):
+    """A score of a model, from batches of its outputs; higher is better."""
+
+    name: str
+    needs_labels = False
+
+    @abstractmethod
+    def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
+        """Take in a batch: the full-precision model's outputs, this model's, and the labels if there are some."""
+
+    @abstractmethod
+    def score(self) -> float:
+        """The score of all batches so far."""
+
+
+class Top(Metric):
+    """Share of samples whose label is among the `k` highest scores of the first output."""
+
+    needs_labels = True
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.name = f"top{k}"
+        self._right = self._seen = 0
+
+    def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
+        """See Metric. Raises DataError for labels that don't fit the scores."""
+        scores = _scores(outputs, self.name)
+        if labels is None:
+            raise DataError(f"metric {self.name} needs `labels` in the data: add them, or use --metric agreement")
+        labels = np.asarray(labels).reshape(-1)
+        if len(labels) != len(scores):
+            raise DataError(f"the data have {len(labels)} labels for {len(scores)} samples")
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"labels are {labels.dtype}; metric {self.name} needs class numbers")
+        if labels.size and not (0 <= labels.min() and labels.max() < scores.shape[1]):
+            raise DataError(
+                f"labels run from {labels.min()} to {labels.max()}, but the model has {scores.shape[1]} classes"
+            )
+        # Ties count against the label, so that a constant output scores nothing.
+        own = scores[np.arange(len(scores)), labels][:, None]
+        self._right += int(((scores >= own).sum(1) <= self.k).sum())
+        self._seen += len(scores)
+
+    def score(self) -> float:
+        """See Metric."""
+        return self._right / max(1, self._seen)
+
+
+class Agreement(Metric):
+    """Share of samples whose highest score is in the same place as the full-precision model's."""
+
+    name = "agreement"
+
+    def __init__(self) -> None:
+        self._same = self._seen = 0
+
+    def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
+        """See Metric."""
+        first, second = _scores(reference, self.name), _scores(outputs, self.name)
+        self._same += int((first.argmax(1) == second.argmax(1)).sum())
+        self._seen += len(first)
+
+    def score(self) -> float:
+        """See Metric."""
+        return self._same / max(1, self._seen)
+
+
+class Cosine(Metric):
+    """Mean over samples of the cosine between this model's outputs and the full-precision model's."""
+
+    name = "cosine"
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._seen = 0
+
+    def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
+        """See Metric."""
+        first, second = _flat(reference), _flat(outputs)
+        norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        dots = np.einsum("ij,ij->i", first, second)
+        self._sum += float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), norms == 0).sum())
+        self._seen += len(first)
+
+    def score(self) -> float:
+        """See Metric."""
+        return self._sum / max(1, self._seen)
+
+
+class Sqnr(Metric):
+    """Signal to quantization noise of the outputs in decibels: 10 log10(||y||^2 / ||y' - y||^2)."""
+
+    name = "sqnr"
+
+    def __init__(self) -> None:
+        self._signal = self._noise = 0.0
+
+    def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
+        """See Metric."""
+        first, second = _flat(reference), _flat(outputs)
+        self._signal += float(np.square(first).sum())
+        self._noise += float(np.square(second - first).sum())
+
+    def score(self) -> float:
+        """See Metric: infinite where there is no noise."""
+        return float("inf") if self._noise == 0 else float(10 * np.log10(self._signal / self._noise))
+
+
+class UserMetric(Metric):
+    """`script.py:function(outputs, labels) -> float`, called once with the outputs of all samples."""
+
+    def __init__(self, where: str) -> None:
+        script, _, function = where.rpartition(":")
+        self.name = where
+        self._function: Callable[[Outputs, NDArray[Any] | None], Any] = load_function(script, function)
+        self._outputs: list[Outputs] = []
+        self._labels: list[NDArray[Any]] = []
+
+    def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
+        """See Metric."""
+        self._outputs.append(outputs)
+        if labels is not None:
+            self._labels.append(labels)
+
+    def score(self) -> float:
+        """See Metric. Raises DataError if the function fails or returns no number."""
+        joined = {name: np.concatenate([batch[name] for batch in self._outputs]) for name in self._outputs[0]}
+        labels = np.concatenate(self._labels) if self._labels else None
+        try:
+            return float(self._function(joined, labels))
+        except Exception as error:
+            raise DataError(f"metric '{self.name}' failed: {type(error).__name__}: {error}") from error
+
+
+def metric_named(name: str) -> Callable[[], Metric]:
+    """A maker of the metric `name`. Raises UsageError for an unknown one."""
+    makers: dict[str, Callable[[], Metric]] = {
+        "top1": lambda: Top(1),
+        "top5": lambda: Top(5),
+        "agreement": Agreement,
+        "cosine": Cosine,
+        "sqnr": Sqnr,
+    }
+    if name in makers:
+        return makers[name]
+    if ".py:" in name:
+        return lambda: UserMetric(name)
+    raise UsageError(f"--metric '{name}' is unknown: use {', '.join(METRICS)} or script.py:function")
+
+
+def _scores(outputs: Outputs, metric: str) -> NDArray[Any]:
+    scores = next(iter(outputs.values()))
+    if scores.ndim != 2:
+        raise UsageError(
+            f"metric {metric} needs scores [samples, classes], but the first output has {scores.ndim} dimensions: "
+            "use --metric cosine or a function of your own"
+        )
+    return scores
+
+
+def _flat(outputs: Outputs) -> NDArray[np.float64]:
+    parts = [
+        array.reshape(len(array), -1).astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"
+    ]
+    if not parts:
+        raise UsageError("the model has no float output to compare: use --metric script.py:function")
+    return np.concatenate(parts, axis=1)

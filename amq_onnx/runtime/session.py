@@ -1,0 +1,117 @@
+"""Sessions of onnxruntime that run where they were asked to, or not at all."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from amq_onnx.errors import ModelError, ProviderError, UsageError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_EXACT_PRODUCTS = "session.x64quantprecision"
+
+
+def require_one_runtime() -> None:
+    """Raise UsageError if both packages of onnxruntime are installed: they overwrite each other's files."""
+    installed = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            metadata.version(name)
+            installed.append(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if len(installed) > 1:
+        raise UsageError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "uninstall both, then install the one you need"
+        )
+
+
+def open_session(
+    model: Path | bytes,
+    provider: str = "cpu",
+    *,
+    threads: int = 0,
+    options: Mapping[str, str] | None = None,
+    level: str = "all",
+) -> Any:
+    """An InferenceSession on the named execution provider and no other (but the CPU behind it).
+
+    threads: of one operator, 0 for the runtime's choice. options: session configuration entries. level: `none`,
+    `basic`, `extended` or `all` graph optimizations.
+
+    Raises ProviderError if the provider isn't installed or the session fell back to another one without
+    saying so (onnxruntime only logs it); ModelError if the runtime refuses the model.
+    """
+    if provider not in PROVIDERS:
+        raise UsageError(f"--provider '{provider}' is unknown: use one of {', '.join(PROVIDERS)}")
+    require_one_runtime()
+    wanted = PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"execution provider '{provider}' isn't in the installed onnxruntime {onnxruntime.__version__}: "
+            "install the package that has it, or use --provider cpu"
+        )
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    levels = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{levels[level]}")
+    for key, value in (options or {}).items():
+        settings.add_session_config_entry(key, value)
+    source = str(model) if isinstance(model, Path) else model
+    name = f"'{model}'" if isinstance(model, Path) else "the model"
+    chain = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    try:
+        session = onnxruntime.InferenceSession(source, settings, providers=chain)
+    except Exception as error:  # onnxruntime's errors share no base class
+        line = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise ModelError(f"onnxruntime refuses {name}: {line}") from error
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(
+            f"execution provider '{provider}' didn't start (no such device?) and onnxruntime fell back to "
+            f"{session.get_providers()[0]}: use --provider cpu, or a machine that has it"
+        )
+    return session
+
+
+@cache
+def adds_in_16_bits() -> bool:
+    """True on x86 CPUs without VNNI, whose 8-bit kernels add pairs of products in saturating 16 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return False
+    return not any(flag in flags for flag in ("avx512_vnni", "avx_vnni"))
+
+
+def has_8_bit_weights(model: onnx.ModelProto) -> bool:
+    """True if a weight is stored in the full range of int8, for which 16-bit sums are too small."""
+    return any(
+        tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in model.graph.initializer
+    )
+
+
+def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:
+    """The session options without which this machine would compute `model` wrongly; empty nearly always.
+
+    255 * 127 * 2 doesn't fit 16 bits: without VNNI, 8-bit weights need session.x64quantprecision. Weights of 7
+    bits and less fit.
+    """
+    if provider == "cpu" and adds_in_16_bits() and has_8_bit_weights(model):
+        return {_EXACT_PRODUCTS: "1"}
+    return {}

@@ -1,0 +1,167 @@
+"""The sensitivity table: what each site is expected to add to the loss at each width.
+
+sensitivity.json holds it, with everything that a search for widths needs: it is computed once and searched for
+many budgets, without the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amq_onnx.errors import ModelError, UsageError
+
+FORMAT = "amq-sensitivity"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """A weight: its mean-loss Hessian trace and, by bits, ||Q(W) - W||^2.
+
+    trace and trace_error (its standard error) are of the whole block, not per element.
+    """
+
+    shape: tuple[int, ...]
+    trace: float
+    trace_error: float
+    squared_error: dict[int, float]
+
+    @property
+    def elements(self) -> int:
+        """How many weights."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    def omega(self, bits: int) -> float:
+        """mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2, equation of Omega); with |trace|, see `negative_traces`."""
+        return abs(self.trace) / self.elements * self.squared_error[bits]
+
+    def widths(self) -> list[int]:
+        """Widths that the table knows."""
+        return sorted(self.squared_error)
+
+
+@dataclass(frozen=True)
+class ActivationRow:
+    """An activation: the mean over samples of its trace and, by bits, its range and its perturbation.
+
+    elements: of one sample. ranges: [low, high] that the codes cover. perturbation: E_n[ mean-trace(H_n) *
+    ||Q_b(a_n) - a_n||^2 ].
+    """
+
+    elements: int
+    trace: float
+    trace_error: float
+    ranges: dict[int, tuple[float, float]]
+    perturbation: dict[int, float]
+
+    def omega(self, bits: int) -> float:
+        """See `perturbation`; its absolute value, see `negative_traces`."""
+        return abs(self.perturbation[bits])
+
+    def widths(self) -> list[int]:
+        """Widths that the table knows."""
+        return sorted(self.perturbation)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The table of all sites and how it came about.
+
+    model: fingerprint of the float model. method: how curvature was measured. loss: by head tensor, the loss and
+    why it was chosen. samples, probes: on how many samples, with how many probes each. converged: whether every
+    standard error is as small as was asked. left_float: by tensor, why it has no row.
+    """
+
+    model: str
+    method: str
+    loss: dict[str, str]
+    samples: int
+    probes: int
+    converged: bool
+    seed: int
+    ranges: str
+    weights: dict[str, WeightRow]
+    activations: dict[str, ActivationRow]
+    left_float: dict[str, str] = field(default_factory=dict)
+
+    def negative_traces(self) -> list[str]:
+        """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
+
+        The second-order model then has no minimum at the full-precision value. Its size still measures the
+        curvature, so the search takes the absolute value rather than calling the site free.
+        """
+        rows: Mapping[str, WeightRow | ActivationRow] = {**self.weights, **self.activations}
+        return [name for name, row in rows.items() if row.trace < 0]
+
+    def to_json(self) -> str:
+        """The text of sensitivity.json."""
+        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return json.dumps(body, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str) -> Sensitivity:
+        """Read what `to_json` wrote. Raises UsageError, naming `origin`, for anything else."""
+        body = parse_versioned(text, origin, FORMAT, VERSION)
+        try:
+            weights = {
+                name: WeightRow(
+                    tuple(int(size) for size in row["shape"]),
+                    float(row["trace"]),
+                    float(row["trace_error"]),
+                    {int(bits): float(error) for bits, error in row["squared_error"].items()},
+                )
+                for name, row in body.pop("weights").items()
+            }
+            activations = {
+                name: ActivationRow(
+                    int(row["elements"]),
+                    float(row["trace"]),
+                    float(row["trace_error"]),
+                    {int(bits): (float(low), float(high)) for bits, (low, high) in row["ranges"].items()},
+                    {int(bits): float(value) for bits, value in row["perturbation"].items()},
+                )
+                for name, row in body.pop("activations").items()
+            }
+            return cls(weights=weights, activations=activations, **body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"'{origin}' is not a complete sensitivity table: {error}") from error
+
+
+def parse_versioned(text: str, origin: str, format_name: str, version: int) -> dict[str, Any]:
+    """The fields of a JSON object that carries `format` and `version`, without those two.
+
+    Raises UsageError, naming `origin`, for anything else.
+    """
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"'{origin}' is not JSON: {error}") from error
+    if not isinstance(body, dict) or body.pop("format", None) != format_name:
+        raise UsageError(f"'{origin}' is not an {format_name} file")
+    found = body.pop("version", None)
+    if found != version:
+        raise UsageError(f"'{origin}' has version {found} of {format_name}; this amq reads version {version}")
+    return body
+
+
+def read_json_file(path: Path) -> str:
+    """The text of `path`. Raises UsageError if there is no such file or it isn't text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"'{path}' can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"'{path}' is not a text file") from error
+
+
+def require_same_model(found: str, expected: str, origin: str) -> None:
+    """Raise ModelError if a file was made for another model."""
+    if found != expected:
+        raise ModelError(f"'{origin}' was made for another model (or another --opset): make it again for this one")

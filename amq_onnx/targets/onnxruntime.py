@@ -1,0 +1,291 @@
+"""onnxruntime: every width of 1 to 8 bits at its exact size, on the integer kernels of old and new versions.
+
+Weights. onnxruntime folds what is computed from constants when it loads a model, before it fuses
+DequantizeLinear -> Conv -> QuantizeLinear into QLinearConv, whose weights are int8. So a weight of b < 8 bits
+is stored as packed bytes and a Gather looks the int8 codes up in a table:
+
+    uint8 bytes -> Cast(int32) -> Gather(table [2^k, g] of int8) -> Reshape -> int8 weight
+
+A table row holds the g codes that share an index of k = b * g bits. Where k is 8 (b = 1, 2, 4) an index is one
+byte. Other widths split each code into pieces of 4, 2 and 1 bits, stored apart; the bytes of the smaller
+pieces are spread by tables of their own to one number an index and added:
+
+    b = 3: 4 codes an index = one byte of 2-bit pieces + one nibble of 1-bit pieces
+    b = 5: 2 codes an index = one byte of 4-bit pieces + two bits of 1-bit pieces
+    b = 6: 2 codes an index = one byte of 4-bit pieces + one nibble of 2-bit pieces
+    b = 7: 2 codes an index = one byte of 4-bit + one nibble of 2-bit + two bits of 1-bit pieces
+
+Tables are computed in the graph from Range by integer Div and Mod: some 300 bytes a width, shared by all sites
+of that width. Everything is opset 13 or older. The work at load is done on int32 indices, fewer than there are
+weights, not on int32 weights: faster and leaner than shifting bit planes (measured, docs/packing.md).
+
+Activations. uint8 for every width; below 8 bits a Clip to [0, 2^b - 1] between QuantizeLinear and
+DequantizeLinear narrows it, since native 4-bit activations fall off the integer kernels or don't load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amq_onnx.quantizer.encoding import Encoding, code_range
+from amq_onnx.targets.recipe import Codes, ConstantSpec, NodeSpec, Recipe
+
+MINIMUM_OPSET = 13
+WIDTHS = range(1, 9)
+_PIECES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How codes of `bits` bits lie in bytes: pieces of these widths, the first one's bytes lead an index."""
+
+    bits: int
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        return _PIECES[self.bits]
+
+    @property
+    def codes_per_index(self) -> int:
+        return 8 // self.pieces[0]
+
+    @property
+    def index_bits(self) -> int:
+        return self.codes_per_index * self.bits
+
+    @property
+    def codes_per_block(self) -> int:
+        """Codes after which every piece ends on a whole byte."""
+        return 8 // self.pieces[-1]
+
+    def field_shift(self, piece: int) -> int:
+        """Where the piece's field starts in an index."""
+        return self.codes_per_index * sum(self.pieces[:piece])
+
+    def value_shift(self, piece: int) -> int:
+        """Where the piece's bits stand in a code."""
+        return sum(self.pieces[:piece])
+
+
+class OnnxRuntimeTarget:
+    """Recipes and byte counts of the `onnxruntime` target.
+
+    stem: a short prefix that no name in the model starts with; every name made here starts with it.
+    """
+
+    name = "onnxruntime"
+    minimum_opset = MINIMUM_OPSET
+    weight_widths: Sequence[int] = WIDTHS
+    activation_widths: Sequence[int] = range(2, 9)
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+
+    def weight(self, key: str, shape: tuple[int, ...], bits: int) -> Recipe:
+        """The recipe of a weight of `shape` at `bits` bits; `key` tells its names from other sites'."""
+        if bits == 8:
+            plain = ConstantSpec(f"{self.stem}{key}", np.int8, shape, lambda codes: codes.astype(np.int8))
+            return Recipe(plain.name, (plain,))
+        layout = _Layout(bits)
+        name = f"{self.stem}{key}"
+        count = int(np.prod(shape, dtype=np.int64))
+        padded = -(-count // layout.codes_per_block) * layout.codes_per_block
+        constants: list[ConstantSpec] = []
+        nodes: list[NodeSpec] = []
+        shared = [f"t{bits}"]
+        index = ""
+        for piece, width in enumerate(layout.pieces):
+            stored = ConstantSpec(
+                f"{name}{'pqr'[piece]}", np.uint8, (padded * width // 8,), _PieceValues(layout, piece, padded)
+            )
+            constants.append(stored)
+            nodes.append(NodeSpec("Cast", (stored.name,), f"{stored.name}i", {"to": 6}))
+            if piece == 0:
+                index = f"{stored.name}i"
+                continue
+            spread = _spread_key(layout, piece)
+            shared += [spread, "flat"]
+            nodes += [
+                NodeSpec("Gather", (f"{self.stem}{spread}", f"{stored.name}i"), f"{stored.name}g"),
+                NodeSpec("Reshape", (f"{stored.name}g", f"{self.stem}flat"), f"{stored.name}f"),
+                NodeSpec("Add", (index, f"{stored.name}f"), f"{stored.name}a"),
+            ]
+            index = f"{stored.name}a"
+        nodes.append(NodeSpec("Gather", (f"{self.stem}t{bits}", index), f"{name}t"))
+        codes = f"{name}t"
+        if padded != count:
+            nodes += [
+                NodeSpec("Reshape", (codes, f"{self.stem}flat"), f"{name}u"),
+                NodeSpec("Slice", (f"{name}u", f"{self.stem}start", f"{name}n"), f"{name}v"),
+            ]
+            constants.append(_constant(f"{name}n", np.array([count], np.int64)))
+            shared += ["flat", "start"]
+            codes = f"{name}v"
+        shape_key = _shape_key(shape)
+        shared.append(shape_key)
+        nodes.append(NodeSpec("Reshape", (codes, f"{self.stem}{shape_key}"), name))
+        return Recipe(name, tuple(constants), tuple(nodes), tuple(dict.fromkeys(shared)))
+
+    def shared(self, key: str) -> Recipe:
+        """The recipe of a constant or table that several sites use, by the keys that Recipe.shared names.
+
+        t4: table of 4-bit codes; s4x8: bytes spread to fields of 4 bits at bit 8; d64x3: the shape [64, 3];
+        c15: the uint8 number 15; i16: the int32 number 16; flat, start, column: shapes and axes.
+        """
+        name = f"{self.stem}{key}"
+        if key in _SHAPES:
+            return Recipe(name, (_constant(name, np.array(_SHAPES[key], np.int64)),))
+        kind, numbers = key[0], [int(number) for number in key[1:].split("x")]
+        match kind:
+            case "d":
+                return Recipe(name, (_constant(name, np.array(numbers, np.int64)),))
+            case "c":
+                return Recipe(name, (_constant(name, np.array(numbers[0], np.uint8)),))
+            case "i":
+                return Recipe(name, (_constant(name, np.array(numbers[0], np.int32)),))
+            case "t":
+                return self._code_table(name, _Layout(numbers[0]))
+            case "s":
+                return self._spread_table(name, width=numbers[0], shift=numbers[1])
+        raise KeyError(key)
+
+    def activation_constants(self, encoding: Encoding) -> tuple[str, ...]:
+        """Keys of the shared uint8 constants that bound an activation's codes: none at 8 bits."""
+        if encoding.bits == 8:
+            return ()
+        low, high = encoding.code_range
+        return f"c{low}", f"c{high}"
+
+    def activation_bytes(self, key: str, encoding: Encoding) -> int:
+        """Bytes that depend on an activation's encoding: its zero point, and the Clip below 8 bits."""
+        size = 0
+        if encoding.zero_point:
+            zero = _constant(f"{self.stem}{key}z", np.array(encoding.zero_point, np.uint8))
+            # QuantizeLinear and DequantizeLinear name it in place of the shared zero, "c0".
+            size += Recipe("", (zero,)).file_bytes() + 2 * (len(f"{key}z") - len("c0"))
+        if encoding.bits < 8:
+            bounds = tuple(f"{self.stem}{bound}" for bound in self.activation_constants(encoding))
+            clip = NodeSpec("Clip", (f"{self.stem}{key}q", *bounds), f"{self.stem}{key}c")
+            size += Recipe("", (), (clip,)).file_bytes()
+        return size
+
+    def weight_bytes(self, key: str, shape: tuple[int, ...], channels: int, bits: int, conv: bool) -> int:
+        """Bytes that depend on a weight's width: how its codes are stored, and its zero points.
+
+        channels: how many scales it has. conv: only Conv nodes read it, which below 8 bits need no zero points.
+        """
+        size = self.weight(key, shape, bits).file_bytes()
+        if conv and bits == 8:
+            zeros = _constant(f"{self.stem}{key}z", np.zeros(channels, np.int8))
+            size += Recipe("", (zeros,)).file_bytes() + 2 + len(zeros.name)
+        return size
+
+    def weight_charge(self, bits: int) -> int:
+        """Bytes that the first weight of a width adds for what all weights of that width share."""
+        return 0 if bits == 8 else self.shared(f"t{bits}").file_bytes()
+
+    def activation_charge(self, bits: int) -> int:
+        """Bytes that the first activation of a width adds for what all activations of that width share."""
+        return 0 if bits == 8 else self.shared(f"c{2**bits - 1}").file_bytes()
+
+    def _code_table(self, name: str, layout: _Layout) -> Recipe:
+        """int8 [2^index_bits, codes_per_index]: row i holds the codes whose fields make up index i."""
+        low, _ = code_range(layout.bits, signed=True)
+        build = _Builder(self, name)
+        rows = build.rows(2**layout.index_bits)
+        total = ""
+        for piece, width in enumerate(layout.pieces):
+            shifts = [2 ** (layout.field_shift(piece) + width * code) for code in range(layout.codes_per_index)]
+            part = build.field(rows, shifts, 2**width)
+            if piece:
+                part = build.node("Mul", part, build.number(2 ** layout.value_shift(piece)))
+                part = build.node("Add", total, part)
+            total = part
+        centred = build.node("Sub", total, build.number(-low))
+        return build.finish("Cast", centred, to=3)
+
+    def _spread_table(self, name: str, width: int, shift: int) -> Recipe:
+        """int32 [256, 8 / width]: a byte's fields of `width` bits, each moved up by `shift` bits."""
+        build = _Builder(self, name)
+        rows = build.rows(256)
+        part = build.field(rows, [2 ** (width * place) for place in range(8 // width)], 2**width)
+        return build.finish("Mul", part, build.number(2**shift))
+
+
+class _Builder:
+    """Collects the nodes of a table; numbers come from the shared int32 constants."""
+
+    def __init__(self, target: OnnxRuntimeTarget, name: str) -> None:
+        self.target = target
+        self.name = name
+        self.constants: list[ConstantSpec] = []
+        self.nodes: list[NodeSpec] = []
+        self.used: list[str] = []
+
+    def number(self, value: int) -> str:
+        return self._use(f"i{value}")
+
+    def node(self, op_type: str, *inputs: str) -> str:
+        output = f"{self.name}{chr(ord('a') + len(self.nodes))}"
+        self.nodes.append(NodeSpec(op_type, inputs, output))
+        return output
+
+    def rows(self, count: int) -> str:
+        """int32 [count, 1]: 0, 1, 2, ..."""
+        numbers = self.node("Range", self.number(0), self.number(count), self.number(1))
+        return self.node("Unsqueeze", numbers, self._use("column"))
+
+    def field(self, rows: str, divisors: list[int], modulus: int) -> str:
+        """(rows div divisors) mod modulus, int32 [rows, divisors]."""
+        constant = _constant(f"{self.name}{chr(ord('A') + len(self.constants))}", np.array([divisors], np.int32))
+        self.constants.append(constant)
+        return self.node("Mod", self.node("Div", rows, constant.name), self.number(modulus))
+
+    def finish(self, op_type: str, *inputs: str, **attributes: int) -> Recipe:
+        self.nodes.append(NodeSpec(op_type, inputs, self.name, attributes))
+        return Recipe(
+            self.name, tuple(self.constants), tuple(self.nodes), tuple(dict.fromkeys(self.used))
+        )
+
+    def _use(self, key: str) -> str:
+        self.used.append(key)
+        return f"{self.target.stem}{key}"
+
+
+@dataclass(frozen=True)
+class _PieceValues:
+    """Packs one piece of every code into bytes, lowest field first."""
+
+    layout: _Layout
+    piece: int
+    padded: int
+
+    def __call__(self, codes: Codes) -> NDArray[np.uint8]:
+        low, _ = code_range(self.layout.bits, signed=True)
+        width = self.layout.pieces[self.piece]
+        unsigned = np.zeros(self.padded, np.uint8)
+        unsigned[: codes.size] = codes.reshape(-1) - low
+        fields = (unsigned >> self.layout.value_shift(self.piece)) & (2**width - 1)
+        per_byte = 8 // width
+        shifts = np.arange(per_byte, dtype=np.uint8) * width
+        packed = np.bitwise_or.reduce(fields.reshape(-1, per_byte) << shifts, axis=1)
+        return np.asarray(packed, np.uint8)
+
+
+_SHAPES = {"flat": [-1], "start": [0], "column": [1]}
+
+
+def _constant(name: str, value: NDArray[np.generic]) -> ConstantSpec:
+    return ConstantSpec(name, value.dtype, value.shape, lambda codes: value)
+
+
+def _spread_key(layout: _Layout, piece: int) -> str:
+    return f"s{layout.pieces[piece] * layout.codes_per_index}x{layout.field_shift(piece)}"
+
+
+def _shape_key(shape: tuple[int, ...]) -> str:
+    return "d" + "x".join(map(str, shape))

@@ -1,0 +1,73 @@
+"""Plain data that a target hands to the pack pass: the constants and nodes that make up one stored tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import DTypeLike, NDArray
+from onnx import helper
+
+Codes = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantSpec:
+    """An initializer whose values are made from the tensor's codes (int32, any shape) when it is written."""
+
+    name: str
+    dtype: DTypeLike
+    shape: tuple[int, ...]
+    values: Callable[[Codes], NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """A node of the standard domain with one output and integer attributes."""
+
+    op_type: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Constants and nodes that compute `result`; `shared` names the recipes that several tensors use."""
+
+    result: str
+    constants: tuple[ConstantSpec, ...]
+    nodes: tuple[NodeSpec, ...] = ()
+    shared: tuple[str, ...] = ()
+
+    def file_bytes(self) -> int:
+        """Bytes that the recipe's own constants and nodes take in the file, to the byte.
+
+        Protobuf messages add up but for the length prefix of the graph itself (ONNX protos, onnx.proto3).
+        """
+        return sum(map(_constant_bytes, self.constants)) + sum(map(_node_bytes, self.nodes))
+
+
+def _varint_bytes(value: int) -> int:
+    return max(1, (value.bit_length() + 6) // 7)
+
+
+def _embedded(length: int) -> int:
+    """Bytes of an embedded message of `length` bytes in a field with a one-byte tag."""
+    return 1 + _varint_bytes(length) + length
+
+
+def _constant_bytes(constant: ConstantSpec) -> int:
+    dtype = np.dtype(constant.dtype)
+    header = onnx.TensorProto(
+        name=constant.name, dims=constant.shape, data_type=helper.np_dtype_to_tensor_dtype(dtype)
+    )
+    raw = int(np.prod(constant.shape, dtype=np.int64)) * dtype.itemsize
+    return _embedded(header.ByteSize() + _embedded(raw))
+
+
+def _node_bytes(node: NodeSpec) -> int:
+    proto = helper.make_node(node.op_type, list(node.inputs), [node.output], **dict(node.attributes))
+    return _embedded(proto.ByteSize())

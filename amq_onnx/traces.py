@@ -1,0 +1,280 @@
+"""Curvature of every weight and activation, from passes of the graph over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amq_onnx.calibration import Progress, tensors
+from amq_onnx.curvature.gauss_newton import probe_gradients
+from amq_onnx.curvature.hutchinson import probe_products
+from amq_onnx.curvature.losses import Loss, SigmoidLoss, SoftmaxLoss, SquaredLoss
+from amq_onnx.curvature.statistics import UnitMeans
+from amq_onnx.errors import DataError
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.data import LABELS, Batch, Dataset
+from amq_onnx.model.heads import Head
+from amq_onnx.quantizer.encoding import Encoding
+
+Method = Literal["gauss-newton", "hessian"]
+# Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
+_PROBES_PER_PASS = 2
+# A trace this much below the largest contribution needs no small relative error: it can't change a plan.
+_NEGLIGIBLE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A site's trace and what follows from it.
+
+    trace: of the Hessian of the mean loss (weights), or the mean over samples of each sample's own (activations).
+    error: its standard error, over the random probes. elements: the block's dimension.
+    perturbation: for activations, by bits, E_n[ trace_n / elements * ||Q(a_n) - a_n||^2 ] and its standard error.
+    channels: for weights, the trace of each index of the channel axis.
+    """
+
+    trace: float
+    error: float
+    elements: int
+    perturbation: dict[int, tuple[float, float]] = field(default_factory=dict)
+    channels: NDArray[np.float64] | None = None
+
+    @property
+    def mean(self) -> float:
+        """The trace per element."""
+        return self.trace / self.elements
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Traces by site, how many probes each sample had, and whether every error is as small as asked."""
+
+    weights: dict[str, Trace]
+    activations: dict[str, Trace]
+    probes: int
+    samples: int
+    converged: bool
+
+
+def losses_for(heads: Sequence[Head], mean_square: Mapping[str, float]) -> list[Loss]:
+    """The loss of each head; squared errors are relative to the output's mean square."""
+    found: list[Loss] = []
+    for head in heads:
+        match head.loss:
+            case "softmax":
+                found.append(SoftmaxLoss(head.axis))
+            case "sigmoid":
+                found.append(SigmoidLoss())
+            case "squared":
+                found.append(SquaredLoss(1.0 / max(mean_square[head.tensor], 1e-30)))
+    return found
+
+
+def measure_traces(
+    executor: Executor,
+    data: Dataset,
+    weights: Mapping[str, int],
+    activations: Mapping[str, Mapping[int, Encoding]],
+    heads: Sequence[Head],
+    losses: Sequence[Loss],
+    *,
+    method: Method = "gauss-newton",
+    relative_error: float = 0.05,
+    max_probes: int = 64,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Traces:
+    """Traces of all sites, by sweeps over the data until every site's standard error is small enough.
+
+    weights: channel axis by name. activations: by name, the encodings whose perturbation is wanted.
+    `gauss-newton` needs no labels; `hessian` needs `labels` in the data and Hutchinson products per site.
+    Stops when each standard error is `relative_error` of its trace or less, or after `max_probes` per sample.
+    The probes follow from `seed` alone. Memory is that of one batch of `batch_size` samples.
+
+    Raises DataError where labels are missing or don't fit.
+    """
+    sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, seed)
+    probes = 0
+    converged = False
+    while probes < max_probes and not converged:
+        draws = min(_PROBES_PER_PASS, max_probes - probes)
+        samples = 0
+        for unit, batch in enumerate(data.batches(batch_size)):
+            sweep.add_batch(unit, batch, probes, draws)
+            samples = sweep.samples
+            if progress is not None:
+                progress(f"curvature, probe {probes + 1}", samples, None)
+        probes += draws
+        converged = sweep.worst_error() <= relative_error
+        sweep.start_over()
+    return sweep.result(probes, converged)
+
+
+class _Sweep:
+    """Adds batches to the running means of all sites."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        weights: dict[str, int],
+        activations: Mapping[str, Mapping[int, Encoding]],
+        heads: Sequence[Head],
+        losses: Sequence[Loss],
+        method: Method,
+        seed: int,
+    ) -> None:
+        self.executor = executor
+        self.axes = weights
+        self.activations = activations
+        self.heads = heads
+        self.losses = losses
+        self.method = method
+        self.seed = seed
+        self.leaves = {name: executor.initializers[name].detach().requires_grad_() for name in weights}
+        self.weight_means = {name: UnitMeans() for name in weights}
+        self.channel_sums: dict[str, Tensor] = {}
+        self.channel_draws = 0
+        self.activation_means = {name: UnitMeans() for name in activations}
+        self.elements: dict[str, int] = {}
+        self.errors: dict[str, dict[int, list[float]]] = {
+            name: {bits: [] for bits in encodings} for name, encodings in activations.items()
+        }
+        self.samples = 0
+        self._total = 0
+        self._first = True
+
+    def add_batch(self, unit: int, batch: Batch, probe: int, draws: int) -> None:
+        inputs = tensors(batch, self.executor.device)
+        # Inputs take part in the graph, so that every activation behind them can be differentiated.
+        feeds = {
+            name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
+            for name, tensor in inputs.items()
+        }
+        names = list(dict.fromkeys([*(head.tensor for head in self.heads), *self.activations]))
+        found = self.executor.run({**feeds, **self.leaves}, names)
+        found |= {name: feeds[name] for name in self.activations if name in feeds}
+        scores = [found[head.tensor] for head in self.heads]
+        sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
+        samples = len(scores[0])
+        if self._first:
+            self._measure_perturbations(found, samples)
+        for draw in range(draws):
+            generator = torch.Generator().manual_seed(_mixed(self.seed, probe + draw, unit))
+            for index, product in enumerate(self._products(scores, sites, batch, generator)):
+                if index < len(self.leaves):
+                    self._add_weight(list(self.leaves)[index], unit, product)
+                else:
+                    name = list(self.activations)[index - len(self.leaves)]
+                    parts = _per_sample(product, samples)
+                    for offset, value in enumerate(parts.tolist()):
+                        self.activation_means[name].add(self.samples + offset, value)
+        self.channel_draws += draws
+        self.samples += samples
+
+    def start_over(self) -> None:
+        self._total = self.samples
+        self.samples = 0
+        self._first = False
+
+    def worst_error(self) -> float:
+        """The largest relative standard error of a site whose trace matters."""
+        worst = 0.0
+        for group in (self.weight_means, self.activation_means):
+            totals = {name: abs(means.total()) for name, means in group.items()}
+            largest = max(totals.values(), default=0.0)
+            for name, means in group.items():
+                scale = max(totals[name], _NEGLIGIBLE * largest)
+                if scale > 0:
+                    worst = max(worst, means.standard_error() / scale)
+        return worst
+
+    def result(self, probes: int, converged: bool) -> Traces:
+        weights = {}
+        sweeps_per_channel = max(1, probes)
+        for name, means in self.weight_means.items():
+            channels = self.channel_sums[name].double().cpu().numpy() / sweeps_per_channel / self._total
+            weights[name] = Trace(
+                means.total() / self._total,
+                means.standard_error() / self._total,
+                self.leaves[name].numel(),
+                channels=channels,
+            )
+        activations = {}
+        for name, means in self.activation_means.items():
+            perturbation = {}
+            for bits, errors in self.errors[name].items():
+                weighted = means.means() / self.elements[name] * np.array(errors)
+                spread = np.sqrt((means.variances() * np.square(errors)).sum()) / self.elements[name]
+                perturbation[bits] = (float(weighted.sum() / self._total), float(spread / self._total))
+            activations[name] = Trace(
+                means.total() / self._total,
+                means.standard_error() / self._total,
+                self.elements[name],
+                perturbation,
+            )
+        return Traces(weights, activations, probes, self._total, converged)
+
+    def _products(
+        self, scores: list[Tensor], sites: list[Tensor], batch: Batch, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        if self.method == "gauss-newton":
+            gradients = probe_gradients(scores, self.losses, sites, generator)
+            return (gradient.square() for gradient in gradients)
+        if LABELS not in batch:
+            raise DataError("the Hessian needs `labels` in the data: add them, or use --sensitivity gauss-newton")
+        target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.executor.device)
+        loss = torch.stack(
+            [loss.value(score, target).sum() for loss, score in zip(self.losses, scores, strict=True)]
+        ).sum()
+        return probe_products(loss, sites, generator)
+
+    def _add_weight(self, name: str, unit: int, product: Tensor) -> None:
+        per_channel = product.double().movedim(self.axes[name], 0).flatten(1).sum(1)
+        self.weight_means[name].add(unit, float(per_channel.sum()))
+        held = self.channel_sums.get(name)
+        self.channel_sums[name] = per_channel if held is None else held + per_channel
+
+    def _measure_perturbations(self, found: Mapping[str, Tensor], samples: int) -> None:
+        with torch.no_grad():
+            for name, encodings in self.activations.items():
+                value = found[name].detach()
+                self.elements[name] = max(1, value.numel() // samples)
+                for bits, encoding in encodings.items():
+                    error = _round_trip(value, encoding).sub_(value).square_()
+                    self.errors[name][bits] += _per_sample(error, samples).tolist()
+
+
+def _per_sample(values: Tensor, samples: int) -> Tensor:
+    """Sums over each sample, float64 [samples].
+
+    Where the first dimension doesn't count samples (time-major tensors, heads folded into the batch), the
+    total is spread evenly: the product of means then stands for the mean of products.
+    """
+    if values.ndim and values.shape[0] == samples:
+        return values.double().reshape(samples, -1).sum(1)
+    if values.ndim and values.shape[0] % samples == 0:
+        return values.double().reshape(samples, -1).sum(1)
+    return (values.double().sum() / samples).expand(samples)
+
+
+def _round_trip(values: Tensor, encoding: Encoding) -> Tensor:
+    low, high = encoding.code_range
+    scale, zero = float(encoding.scale), encoding.zero_point
+    return (values / scale).round_().clamp_(low - zero, high - zero).mul_(scale)
+
+
+def _mixed(seed: int, probe: int, unit: int) -> int:
+    """One seed from three numbers (splitmix64's constants keep neighbours apart)."""
+    state = seed
+    for number in (probe, unit):
+        state = (state + 0x9E3779B97F4A7C15 * (number + 1)) & (2**64 - 1)
+        state ^= state >> 31
+        state = (state * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    return state >> 1

@@ -1,0 +1,144 @@
+"""What a rewrite pass is, and the runner that checks the model around each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from amq_onnx.errors import AMQError, ModelError
+
+# protobuf refuses to serialise more than 2 GiB, which the checker does.
+_CHECKABLE_BYTES = 2_000_000_000
+
+
+class Pass(ABC):
+    """One rewrite of a graph."""
+
+    @abstractmethod
+    def apply(self, graph: gs.Graph) -> bool:
+        """Rewrite `graph` in place; True if it changed, so a second run returns False.
+
+        Raises ModelError, naming the node, where the graph can't be rewritten.
+        """
+
+
+class PassList(Pass):
+    """Several passes, one after another, as one."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = tuple(passes)
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """Apply all of them, in order."""
+        return any([rewrite.apply(graph) for rewrite in self.passes])
+
+
+def run(
+    model: onnx.ModelProto,
+    passes: Sequence[Pass],
+    *,
+    until: int | None = None,
+    dump: Callable[[int, Pass, onnx.ModelProto], None] | None = None,
+) -> onnx.ModelProto:
+    """A new model: `model` after `passes`, checked before the first and after each.
+
+    until: stop after that many passes, to find the one at fault. dump: is given the number, the pass and the
+    model after each pass. What onnx-graphsurgeon drops on import and export (metadata, doc strings,
+    annotations, versions) is carried over. The tensors' bytes are shared with `model`, not copied.
+
+    Raises ModelError, naming the pass, if one of them leaves an invalid model or other inputs and outputs.
+    """
+    check(model, "before the first pass")
+    for number, rewrite in enumerate(passes[:until]):
+        name = type(rewrite).__name__
+        try:
+            graph = gs.import_onnx(model)
+            changed = rewrite.apply(graph)
+            if changed:
+                graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        except AMQError:
+            raise
+        except Exception as error:
+            raise ModelError(f"pass {name} failed: {_first_line(error)}") from error
+        if changed:
+            rewritten = gs.export_onnx(graph, do_type_check=False)
+            _restore(model, rewritten)
+            check(rewritten, f"after pass {name}")
+            if _interface(rewritten) != _interface(model):
+                raise ModelError(f"pass {name} changed the names of the model's inputs or outputs")
+            model = rewritten
+        if dump is not None:
+            dump(number, rewrite, model)
+    return model
+
+
+def check(model: onnx.ModelProto, when: str) -> None:
+    """Raise ModelError, with the first line of what onnx.checker says, if `model` is invalid."""
+    if model.ByteSize() > _CHECKABLE_BYTES:
+        return
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"the model is not valid ONNX {when}: {_first_line(error)}") from error
+
+
+def _interface(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    weights = {initializer.name for initializer in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in weights]
+    return inputs, [value.name for value in model.graph.output]
+
+
+def _restore(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Carry over what import and export lose: everything that isn't nodes, tensors or shapes."""
+    target.ir_version = source.ir_version
+    for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if source.HasField(name):
+            setattr(target, name, getattr(source, name))
+    del target.metadata_props[:]
+    target.metadata_props.extend(source.metadata_props)
+    del target.opset_import[:]
+    target.opset_import.extend(source.opset_import)
+    target.graph.name = source.graph.name
+    if source.graph.HasField("doc_string"):
+        target.graph.doc_string = source.graph.doc_string
+    del target.graph.metadata_props[:]
+    target.graph.metadata_props.extend(source.graph.metadata_props)
+    names = {name for node in target.graph.node for name in node.output}
+    del target.graph.quantization_annotation[:]
+    target.graph.quantization_annotation.extend(
+        note for note in source.graph.quantization_annotation if note.tensor_name in names
+    )
+    _restore_interface(source, target)
+    _restore_nodes(source, target)
+
+
+def _restore_interface(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Inputs and outputs exactly as they were: unnamed dimensions, doc strings, types gs doesn't know."""
+    weights = {initializer.name for initializer in target.graph.initializer}
+    for field in ("input", "output"):
+        originals = {value.name: value for value in getattr(source.graph, field)}
+        values = getattr(target.graph, field)
+        for value in values:
+            if value.name in originals and value.name not in weights:
+                value.CopyFrom(originals[value.name])
+
+
+def _restore_nodes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    by_output = {node.output[0]: node for node in source.graph.node if node.output}
+    for node in target.graph.node:
+        original = by_output.get(node.output[0]) if node.output else None
+        if original is None or original.op_type != node.op_type:
+            continue
+        if original.HasField("doc_string"):
+            node.doc_string = original.doc_string
+        node.metadata_props.extend(original.metadata_props)
+        if original.HasField("overload"):
+            node.overload = original.overload
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,91 @@
+"""Inserts QuantizeLinear and DequantizeLinear where a plan says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from amq_onnx.errors import ModelError
+from amq_onnx.passes.base import Pass
+from amq_onnx.quantizer.encoding import Encoding
+
+
+class InsertQDQ(Pass):
+    """Quantizes and dequantizes each named tensor for all nodes that read it.
+
+    Before:  x ------------------------------------------------------> Conv
+             W (float initializer) ----------------------------------> Conv
+
+    After:   x -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv      (codes in uint8)
+             W -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv      (codes in int8, W still float)
+
+    The Clip bounds the codes where the encoding has fewer than 8 bits. The float initializers stay, so that
+    the graph can be trained; `Pack` turns them into codes. A tensor that is also a graph output keeps its
+    float value there; readers inside subgraphs keep it too.
+
+    encodings: by tensor name. stem: what the names made here start with. keys: by tensor name, a short part
+    of the names made for it (the tensor's name itself if absent).
+    """
+
+    def __init__(
+        self, encodings: Mapping[str, Encoding], stem: str = "amq_", keys: Mapping[str, str] | None = None
+    ) -> None:
+        self.encodings = encodings
+        self.stem = stem
+        self.keys = keys or {}
+        self._constants: dict[str, gs.Constant] = {}
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        self._constants = {}
+        tensors = graph.tensors()
+        changed = False
+        for name, encoding in self.encodings.items():
+            if name not in tensors:
+                raise ModelError(f"the plan names tensor '{name}', which the graph doesn't have")
+            if _is_quantized(tensors[name]):
+                continue
+            self._insert(graph, tensors[name], encoding, self.stem + self.keys.get(name, name))
+            changed = True
+        return changed
+
+    def _insert(self, graph: gs.Graph, tensor: gs.Tensor, encoding: Encoding, name: str) -> None:
+        code_type = np.int8 if encoding.signed else np.uint8
+        scale = gs.Constant(f"{name}s", np.asarray(encoding.scale, np.float32))
+        if encoding.zero_point == 0 and encoding.axis is None:
+            zero = self._shared_code(0, code_type)
+        else:  # per axis, the zero point has the scale's shape
+            zero = gs.Constant(f"{name}z", np.full(np.shape(encoding.scale), encoding.zero_point, code_type))
+        parameters = [scale, zero]
+        attributes = {} if encoding.axis is None else {"axis": encoding.axis}
+        readers = [node for node in tensor.outputs]
+        codes = gs.Variable(f"{name}q", code_type)
+        quantize = gs.Node("QuantizeLinear", "", dict(attributes), [tensor, *parameters], [codes])
+        nodes = [quantize]
+        if encoding.bits < 8:
+            low, high = encoding.code_range
+            bounds = [self._shared_code(low, code_type), self._shared_code(high, code_type)]
+            clipped = gs.Variable(f"{name}c", code_type)
+            nodes.append(gs.Node("Clip", "", {}, [codes, *bounds], [clipped]))
+            codes = clipped
+        real = gs.Variable(f"{name}d", np.float32)
+        nodes.append(gs.Node("DequantizeLinear", "", dict(attributes), [codes, *parameters], [real]))
+        for reader in readers:
+            for index, read in enumerate(reader.inputs):
+                if read is tensor:
+                    reader.inputs[index] = real
+        graph.nodes.extend(nodes)
+
+    def _shared_code(self, value: int, code_type: type[np.generic]) -> gs.Constant:
+        """A scalar code that all sites share: c15 is the uint8 number 15, jm8 the int8 number -8."""
+        kind = "j" if code_type is np.int8 else "c"
+        name = f"{self.stem}{kind}{value}".replace("-", "m")
+        if name not in self._constants:
+            self._constants[name] = gs.Constant(name, np.array(value, code_type))
+        return self._constants[name]
+
+
+def _is_quantized(tensor: gs.Tensor) -> bool:
+    return len(tensor.outputs) >= 1 and any(node.op == "QuantizeLinear" for node in tensor.outputs)

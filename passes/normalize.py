@@ -1,0 +1,169 @@
+"""Brings exporters' habits into one form, so that later passes see weights as initializers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from amq_onnx.errors import ModelError
+from amq_onnx.passes.base import Pass
+
+# Results larger than this stay computed in the graph: folding an Expand or a Tile would bloat the file.
+_FOLDED_BYTES = 64 * 1024 * 1024
+
+
+class ConstantsToInitializers(Pass):
+    """Turns Constant nodes into initializers.
+
+    Before:  Constant(value=W) -> w -> Conv
+    After:   initializer w -> Conv
+
+    Sparse and string constants are left alone.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        changed = False
+        for node in list(graph.nodes):
+            values = _constant_values(node) if node.op == "Constant" else None
+            if values is None:
+                continue
+            output = node.outputs[0]
+            if any(output is graph_output for graph_output in graph.outputs):
+                continue
+            node.outputs.clear()
+            output.to_constant(values)
+            changed = True
+        return changed
+
+
+class DropIdentities(Pass):
+    """Removes nodes that pass their input on: Identity, and Dropout as inference runs it.
+
+    Before:  x -> Identity -> y -> Conv
+    After:   x -> Conv
+
+    One that makes a graph output, or whose Dropout mask is used, stays.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        changed = False
+        outputs = {id(tensor) for tensor in graph.outputs}
+        for node in list(graph.nodes):
+            if node.op not in ("Identity", "Dropout") or node.domain:
+                continue
+            if id(node.outputs[0]) in outputs or any(tensor.outputs for tensor in node.outputs[1:]):
+                continue
+            if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
+                training = node.inputs[2]
+                if not isinstance(training, gs.Constant) or bool(training.values.any()):
+                    continue
+            if _made_in_subgraph(graph, node.outputs[0]):
+                continue
+            source, target = node.inputs[0], node.outputs[0]
+            for consumer in list(target.outputs):
+                for index, tensor in enumerate(consumer.inputs):
+                    if tensor is target:
+                        consumer.inputs[index] = source
+            node.outputs.clear()
+            changed = True
+        return changed
+
+
+class MeansToPooling(Pass):
+    """Writes a mean over all spatial dimensions as the pooling that runtimes have integer kernels for.
+
+    Before:  x [N, C, H, W] -> ReduceMean(axes = [2, 3], keepdims = 0) -> y
+    After:   x [N, C, H, W] -> GlobalAveragePool -> Flatten -> y              (no Flatten with keepdims = 1)
+
+    Left alone: means over other dimensions, and inputs whose rank isn't known.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        changed = False
+        for node in graph.nodes:
+            if node.op != "ReduceMean" or not node.inputs[0].shape:
+                continue
+            rank = len(node.inputs[0].shape)
+            axes = _axes(node)
+            if rank < 3 or axes is None or sorted(axis % rank for axis in axes) != list(range(2, rank)):
+                continue
+            keep = node.attrs.get("keepdims", 1)
+            node.op, node.attrs, node.inputs = "GlobalAveragePool", {}, [node.inputs[0]]
+            if not keep:
+                output = node.outputs[0]
+                pooled = gs.Variable(f"{output.name}.pooled", output.dtype)
+                node.outputs = [pooled]
+                graph.nodes.append(gs.Node("Flatten", "", {"axis": 1}, [pooled], [output]))
+            changed = True
+        return changed
+
+
+class FoldConstants(Pass):
+    """Computes what depends on constants only.
+
+    Before:  W -> Transpose -> Wt -> MatMul          After:  Wt -> MatMul
+
+    Folding is onnx-graphsurgeon's, which evaluates nodes in onnxruntime. Results above 64 MiB stay nodes.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        before = len(graph.nodes)
+        if not any(_foldable(node) for node in graph.nodes):
+            return False
+        graph.fold_constants(size_threshold=_FOLDED_BYTES, error_ok=True).cleanup()
+        return len(graph.nodes) != before
+
+
+def require_float(model: onnx.ModelProto) -> None:
+    """Raise ModelError, naming the node, if `model` is quantized already."""
+    for node in model.graph.node:
+        kind = node.op_type
+        if kind in ("QuantizeLinear", "DequantizeLinear") or "Integer" in kind or "QLinear" in kind:
+            raise ModelError(
+                f"the model is quantized already (node '{node.name or node.output[0]}' is a {kind}): "
+                "give the float model that it was made from"
+            )
+
+
+def _foldable(node: gs.Node) -> bool:
+    if node.op in ("Shape", "Size"):
+        return True
+    named = [tensor for tensor in node.inputs if tensor.name]
+    return bool(named) and all(isinstance(tensor, gs.Constant) for tensor in named)
+
+
+def _made_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """True where a subgraph hands `tensor` of the outer graph out as its own output."""
+    return any(
+        tensor.name == output.name
+        for subgraph in graph.subgraphs(recursive=True)
+        for output in subgraph.outputs
+    )
+
+
+def _axes(node: gs.Node) -> list[int] | None:
+    """The axes of a reduction: an attribute before opset 18, an input from there on."""
+    if "axes" in node.attrs:
+        return list(node.attrs["axes"])
+    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        return [int(axis) for axis in node.inputs[1].values]
+    return None
+
+
+def _constant_values(node: gs.Node) -> np.ndarray | None:
+    attributes = node.attrs
+    if "value" in attributes:
+        values = attributes["value"]
+        return values.values if isinstance(values, gs.Constant) else None
+    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
+        if name in attributes:
+            return np.asarray(attributes[name], dtype)
+    for name in ("value_int", "value_ints"):
+        if name in attributes:
+            return np.asarray(attributes[name], np.int64)
+    return None

@@ -1,0 +1,202 @@
+"""Replaces float weights by their packed codes and biases by int32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import DTypeLike, NDArray
+
+from amq_onnx.errors import ModelError
+from amq_onnx.passes.base import Pass
+from amq_onnx.quantizer.affine import quantize
+from amq_onnx.quantizer.encoding import Encoding
+
+Codes = NDArray[np.int32]
+
+
+class Constant(Protocol):
+    """An initializer to be made from a weight's codes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> DTypeLike: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def values(self) -> Callable[[Codes], NDArray[np.generic]]: ...
+
+
+class Node(Protocol):
+    """A node to be made, with one output and integer attributes."""
+
+    @property
+    def op_type(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+    @property
+    def output(self) -> str: ...
+    @property
+    def attributes(self) -> Mapping[str, int]: ...
+
+
+class Recipe(Protocol):
+    """What stores one tensor: the pack pass builds it without knowing the target that wrote it."""
+
+    @property
+    def result(self) -> str: ...
+    @property
+    def constants(self) -> Iterable[Constant]: ...
+    @property
+    def nodes(self) -> Iterable[Node]: ...
+    @property
+    def shared(self) -> Iterable[str]: ...
+
+
+class Pack(Pass):
+    """Stores each quantized weight by its recipe.
+
+    Before:  W (float) -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv
+    After:   packed bytes (uint8) -> the recipe's nodes -> codes (int8) -> DequantizeLinear -> Conv
+
+    Codes are what QuantizeLinear and Clip would compute, bit for bit. The zero points, all 0, are left out where
+    onnxruntime can do without: of Conv weights below 8 bits. Gemm and MatMul fuse only with one, and 8-bit
+    weights overflow the 16-bit sums of x86 CPUs without VNNI, for which the session option against that
+    (session.x64quantprecision) needs weights with a zero point of their own (onnxruntime 1.16 and 1.31).
+
+    recipes: by name of the weight. shared: the recipe of each key that recipes share, made once.
+    """
+
+    def __init__(self, recipes: Mapping[str, Recipe], shared: Callable[[str], Recipe]) -> None:
+        self.recipes = recipes
+        self.shared = shared
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class. Raises ModelError for a recipe whose weight isn't quantized in the graph."""
+        tensors = dict(graph.tensors())
+        changed = False
+        for name, recipe in self.recipes.items():
+            if recipe.result in tensors:
+                continue  # packed by an earlier run
+            quantizer = _quantizer(tensors.get(name))
+            if quantizer is None:
+                raise ModelError(f"weight '{name}' has no QuantizeLinear in the graph to be packed")
+            codes, last = _codes(quantizer)
+            result = self._build(graph, tensors, recipe, codes)
+            clipped = last is not quantizer.outputs[0]
+            for dequantize in list(last.outputs):
+                _, scale, zeros = dequantize.inputs
+                dispensable = clipped and {reader.op for reader in dequantize.outputs[0].outputs} == {"Conv"}
+                dequantize.inputs = [result, scale] if dispensable else [result, scale, zeros]
+            for node in (quantizer, *(n for n in quantizer.outputs[0].outputs if n.op == "Clip")):
+                node.outputs.clear()
+            changed = True
+        return changed
+
+    def _build(self, graph: gs.Graph, tensors: dict[str, gs.Tensor], recipe: Recipe, codes: Codes) -> gs.Tensor:
+        for key in recipe.shared:
+            shared = self.shared(key)
+            if shared.result not in tensors:
+                self._build(graph, tensors, shared, codes)
+        for constant in recipe.constants:
+            values = np.asarray(constant.values(codes), constant.dtype).reshape(constant.shape)
+            tensors[constant.name] = gs.Constant(constant.name, values)
+        for node in recipe.nodes:
+            output = gs.Variable(node.output)
+            tensors[node.output] = output
+            inputs = [tensors[name] for name in node.inputs]
+            graph.nodes.append(gs.Node(node.op_type, "", dict(node.attributes), inputs, [output]))
+        return tensors[recipe.result]
+
+
+class QuantizeBiases(Pass):
+    """Stores the bias of a node whose data and weight are quantized as int32.
+
+    Before:  b (float) ---------------------------------> Conv(x', w', b)
+    After:   b (int32) -> DequantizeLinear(s_x * s_w) --> Conv(x', w', b')
+
+    Its scale is the product of the scales of x' and w', computed in the graph by a Mul that the runtime folds:
+    the only scale with which every version of onnxruntime fuses the node (others fuse a float bias too, or
+    none). Left float: a bias that isn't a constant vector over the output channels, or one too large for int32
+    in that unit.
+    """
+
+    def __init__(self, stem: str = "amq_") -> None:
+        self.stem = stem
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        products: dict[tuple[str, str], gs.Variable] = {}
+        quantized = 0
+        for node in list(graph.nodes):
+            found = _biased(node)
+            if found is None:
+                continue
+            bias, data_scale, weight_scale = found
+            unit = np.float32(data_scale.values) * weight_scale.values
+            codes = np.rint(bias.values.astype(np.float64) / unit)
+            if np.abs(codes).max(initial=0.0) >= 2.0**31 - 1:
+                continue
+            name = f"{self.stem}b{quantized}"
+            quantized += 1
+            pair = (data_scale.name, weight_scale.name)
+            if pair not in products:
+                products[pair] = gs.Variable(f"{name}s")
+                graph.nodes.append(gs.Node("Mul", "", {}, [data_scale, weight_scale], [products[pair]]))
+            stored = gs.Constant(name, codes.astype(np.int32))
+            real = gs.Variable(f"{name}d", np.float32)
+            attributes = {"axis": 0} if weight_scale.values.ndim else {}
+            graph.nodes.append(
+                gs.Node("DequantizeLinear", "", attributes, [stored, products[pair]], [real])
+            )
+            node.inputs[2] = real
+        return quantized > 0
+
+
+def _quantizer(weight: gs.Tensor | None) -> gs.Node | None:
+    if not isinstance(weight, gs.Constant):
+        return None
+    return next((node for node in weight.outputs if node.op == "QuantizeLinear"), None)
+
+
+def _codes(quantizer: gs.Node) -> tuple[Codes, gs.Tensor]:
+    """The codes that a QuantizeLinear and the Clip behind it compute, and the last tensor of the two."""
+    weight, scale, zero_point = quantizer.inputs
+    last = quantizer.outputs[0]
+    bits = 8
+    clip = next((node for node in last.outputs if node.op == "Clip"), None)
+    if clip is not None:
+        low, high = (int(bound.values) for bound in clip.inputs[1:3])
+        bits = (high - low).bit_length()
+        last = clip.outputs[0]
+    scales = np.asarray(scale.values, np.float32)
+    axis = quantizer.attrs.get("axis", 1) if scales.ndim else None
+    encoding = Encoding(bits, zero_point.values.dtype == np.int8, scales, axis=axis)
+    return quantize(np.asarray(weight.values, np.float32), encoding), last
+
+
+def _biased(node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant] | None:
+    """Bias, scale of the data and scales of the weight of a node whose bias can be int32."""
+    if node.op not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+        return None
+    if node.attrs.get("beta", 1.0) != 1.0 or node.attrs.get("alpha", 1.0) != 1.0:
+        return None
+    bias = node.inputs[2]
+    scales = []
+    for tensor in node.inputs[:2]:
+        producer = tensor.inputs[0] if tensor.inputs else None
+        if producer is None or producer.op != "DequantizeLinear":
+            return None
+        scale = producer.inputs[1]
+        if not isinstance(scale, gs.Constant):
+            return None
+        scales.append(scale)
+    data_scale, weight_scale = scales
+    if not isinstance(bias, gs.Constant) or bias.values.dtype != np.float32 or bias.values.ndim != 1:
+        return None
+    if data_scale.values.ndim or (weight_scale.values.ndim and weight_scale.values.shape != bias.values.shape):
+        return None
+    return bias, data_scale, weight_scale

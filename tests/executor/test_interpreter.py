@@ -1,0 +1,271 @@
+"""The executor itself: names, leaves, derivatives, memory, shapes, subgraphs, functions, errors."""
+
+import dataclasses
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from amq_onnx.errors import DataError, ModelError, UnsupportedOperatorError
+from amq_onnx.executor import registry
+from amq_onnx.executor.interpreter import Executor, UnsupportedOperator, unsupported_operators
+
+from .graphs import assert_parity, f, model, onnxruntime_outputs, perceptron, run
+
+node = helper.make_node
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def chain(length):
+    """x doubled `length` times: t1, t2, ..."""
+    nodes = [node("Add", [f"t{i}" if i else "x"] * 2, [f"t{i + 1}"]) for i in range(length)]
+    return model(nodes, {"x": (FLOAT, ["n"])}, {f"t{length}": FLOAT})
+
+
+# -- names
+
+
+def test_inputs_outputs_and_initializers():
+    proto = perceptron()
+    executor = Executor(proto)
+    assert executor.inputs == ("x",) and executor.outputs == ("y",)
+    assert set(executor.initializers) == {"w1", "b1", "w2"}
+    np.testing.assert_array_equal(
+        executor.initializers["w1"], numpy_helper.to_array(proto.graph.initializer[0])
+    )
+    with pytest.raises(TypeError):
+        executor.initializers["w1"] = torch.zeros(1)
+
+
+def test_initializers_that_are_also_graph_inputs_are_not_inputs():
+    proto = perceptron()
+    proto.graph.input.append(helper.make_tensor_value_info("w1", FLOAT, [4, 3]))
+    assert Executor(proto).inputs == ("x",)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"value": numpy_helper.from_array(np.array([2.0, 3.0], np.float32))},
+        {"value_floats": [2.0, 3.0]},
+        {"value_float": 2.5},
+    ],
+)
+def test_constant_nodes_count_as_initializers(attributes):
+    nodes = [
+        node("Constant", [], ["c"], **attributes),
+        node("Identity", ["c"], ["d"]),
+        node("Mul", ["x", "d"], ["y"]),
+    ]
+    executor = Executor(model(nodes, {"x": (FLOAT, [2])}, {"y": FLOAT}))
+    c = executor.initializers["c"].clone().requires_grad_()
+    y = executor.run({"x": torch.ones(2), "c": c})["y"]
+    (gradient,) = torch.autograd.grad(y.sum(), c)
+    torch.testing.assert_close(gradient.sum(), torch.tensor(2.0))
+
+
+def test_any_tensor_can_be_asked_for_and_given():
+    executor = Executor(perceptron())
+    x, a = torch.randn(5, 3), torch.randn(5, 4)
+    both = executor.run({"x": x}, ["h", "y", "w1", "x"])
+    torch.testing.assert_close(both["h"], x @ executor.initializers["w1"].T + executor.initializers["b1"])
+    assert both["x"] is x and both["w1"] is executor.initializers["w1"]
+    torch.testing.assert_close(executor.run({"a": a})["y"], a @ executor.initializers["w2"])
+    assert executor.run({"a": a}, ["a"])["a"] is a
+
+
+def test_shared_weights_get_the_sum_of_their_gradients():
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("MatMul", ["h", "w"], ["y"])]
+    executor = Executor(model(nodes, {"x": (FLOAT, [2, 3])}, {"y": FLOAT}, {"w": f(3, 3)}))
+    w, x = executor.initializers["w"].clone().requires_grad_(), torch.randn(2, 3)
+    torch.testing.assert_close(
+        torch.autograd.grad(executor.run({"x": x, "w": w})["y"].sum(), w),
+        torch.autograd.grad((x @ w @ w).sum(), w),
+    )
+
+
+def test_only_needed_nodes_run(monkeypatch):
+    executor = Executor(chain(9))
+    plan = executor._program.plan(("t4",), frozenset({"t2"}))
+    assert [step.node.outputs for step in plan.steps] == [("t3",), ("t4",)]
+    assert executor.run({"t2": torch.ones(1)}, ["t4"])["t4"].item() == 4
+
+
+# -- memory
+
+
+def test_intermediate_tensors_are_freed_after_their_last_use(monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    original = registry.find("Add", "")
+
+    def add(context, a, b):
+        result = a + b
+        alive.add(result)
+        most.append(len(alive))
+        return result
+
+    table = registry._load()
+    monkeypatch.setitem(table, ("", "Add"), dataclasses.replace(original, function=add))
+    executor = Executor(chain(50))
+    results = executor.run({"x": torch.ones(3)}, ["t20", "t50"])
+    gc.collect()
+    assert max(most) <= 3  # the result kept, the input and the output of the running node
+    assert len(alive) == len(results) == 2
+
+
+# -- shapes
+
+
+def test_shape_arithmetic_follows_the_batch():
+    nodes = [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "zero"], ["n"], axis=0),
+        node("Unsqueeze", ["n", "axis"], ["n1"]),
+        node("Concat", ["n1", "minus"], ["target"], axis=0),
+        node("Reshape", ["x", "target"], ["flat"]),
+        node("Slice", ["flat", "axis", "n1", "axis"], ["cut"]),
+        node("ConstantOfShape", ["n1"], ["zeros"], value=helper.make_tensor("v", FLOAT, [1], [1.0])),
+        node("Unsqueeze", ["zeros", "one"], ["column"]),
+        node("Add", ["flat", "column"], ["y"]),
+    ]
+    constants = {"zero": np.int64(0), "axis": np.array([0]), "one": np.array([1]), "minus": np.array([-1])}
+    outputs = {"y": FLOAT, "cut": FLOAT, "target": INT64}
+    proto = model(nodes, {"x": (FLOAT, ["n", 2, 3])}, outputs, constants)
+    executor = Executor(proto)
+    for n in (1, 4):
+        x = f(n, 2, 3)
+        ours = executor.run({"x": torch.tensor(x)})
+        for name, expected in zip(outputs, onnxruntime_outputs(proto, {"x": x}), strict=True):
+            np.testing.assert_allclose(ours[name].numpy(), expected)
+
+
+def test_a_constant_that_acts_as_attribute_can_be_given():
+    proto = model([node("Reshape", ["x", "s"], ["y"])], {"x": FLOAT}, {"y": FLOAT}, {"s": np.array([2, 3])})
+    executor = Executor(proto)
+    assert executor.run({"x": torch.ones(6)})["y"].shape == (2, 3)
+    assert executor.run({"x": torch.ones(6), "s": torch.tensor([3, 2])})["y"].shape == (3, 2)
+    assert executor.run({"x": torch.ones(6)})["y"].shape == (2, 3)
+
+
+# -- subgraphs and functions
+
+
+def graph_of(name, nodes, inputs, outputs, constants=()):
+    infos = [[helper.make_tensor_value_info(n, k, s) for n, k, s in values] for values in (inputs, outputs)]
+    return helper.make_graph(nodes, name, *infos, list(constants))
+
+
+def test_if_runs_one_branch_and_differentiates_what_it_captures():
+    then = graph_of("t", [node("Mul", ["x", "w"], ["t"])], [], [("t", FLOAT, None)])
+    other = graph_of("e", [node("Identity", ["x"], ["e"])], [], [("e", FLOAT, None)])
+    nodes = [node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
+    proto = model(nodes, {"c": (TensorProto.BOOL, []), "x": (FLOAT, [3])}, {"y": FLOAT}, {"w": f(3)})
+    for c in (True, False):
+        assert_parity(proto, {"c": np.array(c), "x": f(3)})
+    executor = Executor(proto)
+    w, x = executor.initializers["w"].clone().requires_grad_(), torch.randn(3)
+    y = executor.run({"c": torch.tensor(True), "x": x, "w": w})["y"]
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), w)[0], x)
+
+
+def test_loop_carries_and_stacks():
+    body = graph_of(
+        "b",
+        [
+            node("Add", ["s", "x"], ["s2"]),
+            node("Identity", ["go"], ["go2"]),
+            node("Mul", ["s2", "s2"], ["square"]),
+        ],
+        [("i", INT64, []), ("go", TensorProto.BOOL, []), ("s", FLOAT, [2])],
+        [("go2", TensorProto.BOOL, []), ("s2", FLOAT, [2]), ("square", FLOAT, [2])],
+    )
+    nodes = [node("Loop", ["n", "", "start"], ["last", "squares"], body=body)]
+    proto = model(
+        nodes, {"n": (INT64, []), "x": (FLOAT, [2])}, {"last": FLOAT, "squares": FLOAT}, {"start": f(2)}
+    )
+    assert_parity(proto, {"n": np.array(4), "x": f(2)})
+
+
+def test_functions_are_inlined():
+    function = helper.make_function(
+        "custom", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+    )
+    proto = model(
+        [node("Twice", ["x"], ["y"], domain="custom")],
+        {"x": (FLOAT, [2])},
+        {"y": FLOAT},
+        functions=[function],
+    )
+    assert not unsupported_operators(proto)
+    assert run(proto, {"x": np.array([1, 2], np.float32)})[0].tolist() == [2, 4]
+
+
+# -- errors
+
+
+def unknown():
+    inner = graph_of(
+        "t", [node("Strange", ["x"], ["t"], name="deep", domain="far")], [], [("t", FLOAT, None)]
+    )
+    other = graph_of("e", [node("Identity", ["x"], ["e"])], [], [("e", FLOAT, None)])
+    nodes = [
+        node("If", ["c"], ["h"], then_branch=inner, else_branch=other),
+        node("StringNormalizer", ["h"], ["y"]),
+    ]
+    proto = model(nodes, {"c": (TensorProto.BOOL, []), "x": FLOAT}, {"y": FLOAT})
+    proto.opset_import.append(helper.make_opsetid("far", 3))
+    return proto
+
+
+def test_unsupported_operators_are_found_in_subgraphs_too():
+    assert unsupported_operators(unknown()) == [
+        UnsupportedOperator("Strange", "far", 3, "deep"),
+        UnsupportedOperator("StringNormalizer", "", 18, "y"),
+    ]
+    assert unsupported_operators(perceptron()) == []
+
+
+def test_an_unsupported_operator_is_named():
+    with pytest.raises(
+        UnsupportedOperatorError, match=r"no operator Strange \(domain 'far', opset 3\).*'deep'"
+    ):
+        Executor(unknown())
+
+
+def test_a_missing_input_is_named():
+    nodes = [node("Add", ["a", "b"], ["y"]), node("Neg", ["a"], ["z"])]
+    executor = Executor(model(nodes, {"a": (FLOAT, [2]), "b": (FLOAT, [2])}, {"y": FLOAT, "z": FLOAT}))
+    with pytest.raises(DataError, match="graph input 'b' is missing"):
+        executor.run({"a": torch.ones(2)})
+    assert set(executor.run({"a": torch.ones(2)}, ["z"])) == {"z"}
+
+
+@pytest.mark.parametrize(
+    ("values", "outputs", "message"),
+    [
+        ({"x": torch.ones(2, 3), "nowhere": torch.ones(1)}, None, "no tensor 'nowhere' to be given"),
+        ({"x": torch.ones(2, 3)}, ["nowhere"], "no tensor 'nowhere' to be computed"),
+        ({"x": torch.ones(2, 3, dtype=torch.int64)}, None, "declared FLOAT but a torch.int64"),
+        ({"x": torch.ones(2, 4)}, None, r"has shape \[2, 4\] where \[n, 3\] is declared"),
+        ({"x": torch.ones(3)}, None, r"has shape \[3\]"),
+    ],
+)
+def test_wrong_data_is_named(values, outputs, message):
+    with pytest.raises(DataError, match=message):
+        Executor(perceptron()).run(values, outputs)
+
+
+def test_strings_are_refused():
+    text = helper.make_tensor("t", TensorProto.STRING, [1], [b"a"])
+    with pytest.raises(ModelError, match="initializer 't'"):
+        Executor(model([node("Identity", ["x"], ["y"])], {"x": FLOAT}, {"y": FLOAT}, {"t": text}))
+
+
+def test_a_failing_node_is_named():
+    proto = model([node("Add", ["a", "b"], ["y"], name="sum")], {"a": FLOAT, "b": FLOAT}, {"y": FLOAT})
+    with pytest.raises(RuntimeError) as caught:
+        Executor(proto).run({"a": torch.ones(2), "b": torch.ones(3)})
+    assert "Add node 'sum'" in caught.value.__notes__[0]
