@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from amq_onnx.errors import AMQError, ModelError
 
+# Its warnings are about its own choices (no colours, types it keeps as numbers), and nothing a user can act on.
+G_LOGGER.severity = G_LOGGER.ERROR
 # protobuf refuses to serialise more than 2 GiB, which the checker does.
 _CHECKABLE_BYTES = 2_000_000_000
 

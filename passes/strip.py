@@ -4,27 +4,74 @@ from __future__ import annotations
 
 import onnx
 
+# Exporters keep their own notes on a graph under these keys (torch writes 9 KB of signatures).
+_EXPORTER_KEYS = ("pkg.torch.", "pkg.onnxscript.")
+# Attributes whose default depends on the rank, so that the operator's schema names none.
+_ALL_ONES = frozenset({"strides", "dilations"})
+_WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
+
 
 def strip_exporter_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` without doc strings and metadata of nodes, and without shapes of inner tensors.
+    """A copy of `model` without what its exporter wrote for debugging, which no run depends on.
 
-    Exporters write them per node and tensor (source lines, module paths): half of the bytes of a file of 3-bit
-    weights. Everything at the level of the model and the graph stays.
+    Doc strings and metadata of nodes, shapes of inner tensors, the exporter's own notes on the graph, and
+    attributes that spell out the operator's default: half of the bytes of a file of 3-bit weights. Metadata of
+    the model and everybody else's metadata of the graph stay.
     """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
+    opsets = {entry.domain: entry.version for entry in stripped.opset_import}
+    kept = [
+        entry for entry in stripped.graph.metadata_props if not entry.key.startswith(_EXPORTER_KEYS)
+    ]
+    del stripped.graph.metadata_props[:]
+    stripped.graph.metadata_props.extend(kept)
     graphs = [stripped.graph]
     while graphs:
         graph = graphs.pop()
         del graph.value_info[:]
         for initializer in graph.initializer:
             initializer.ClearField("doc_string")
+            del initializer.metadata_props[:]
+        for value in (*graph.input, *graph.output):
+            del value.metadata_props[:]
         for node in graph.node:
             node.ClearField("doc_string")
             del node.metadata_props[:]
+            _drop_defaults(node, opsets)
             for attribute in node.attribute:
                 attribute.ClearField("doc_string")
                 if attribute.type == onnx.AttributeProto.GRAPH:
                     graphs.append(attribute.g)
                 graphs.extend(attribute.graphs)
     return stripped
+
+
+def _drop_defaults(node: onnx.NodeProto, opsets: dict[str, int]) -> None:
+    version = opsets.get(node.domain) or opsets.get("ai.onnx" if not node.domain else node.domain)
+    if version is None or not onnx.defs.has(node.op_type, node.domain):
+        return
+    try:
+        defaults = onnx.defs.get_schema(node.op_type, version, node.domain).attributes
+    except onnx.defs.SchemaError:
+        return
+    kept = []
+    for attribute in node.attribute:
+        default = defaults[attribute.name].default_value if attribute.name in defaults else None
+        spelled_out = (
+            default is not None
+            and default.type == attribute.type
+            and onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute)
+        )
+        if node.op_type in _WINDOWED:
+            ones = attribute.name in _ALL_ONES and all(value == 1 for value in attribute.ints)
+            unpadded = attribute.name == "pads" and not any(attribute.ints)
+            spelled_out = spelled_out or ones or unpadded
+        if not spelled_out or attribute.ref_attr_name:
+            kept.append(attribute)
+    if len(kept) < len(node.attribute):
+        copies = [onnx.AttributeProto() for _ in kept]
+        for copy, attribute in zip(copies, kept, strict=True):
+            copy.CopyFrom(attribute)
+        del node.attribute[:]
+        node.attribute.extend(copies)

@@ -100,7 +100,7 @@ class OnnxRuntimeTarget:
         index = ""
         for piece, width in enumerate(layout.pieces):
             stored = ConstantSpec(
-                f"{name}{'pqr'[piece]}", np.uint8, (padded * width // 8,), _PieceValues(layout, piece, padded)
+                f"{name}{'klm'[piece]}", np.uint8, (padded * width // 8,), _PieceValues(layout, piece, padded)
             )
             constants.append(stored)
             nodes.append(NodeSpec("Cast", (stored.name,), f"{stored.name}i", {"to": 6}))
