@@ -42,9 +42,7 @@ class Calibration:
 def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """The inputs of `batch` (labels left out) on `device`."""
     # Arrays cut from an .npz are read-only views, which torch refuses to wrap without a warning.
-    return {
-        name: torch.from_numpy(np.array(array)).to(device) for name, array in batch.items() if name != LABELS
-    }
+    return {name: torch.from_numpy(np.array(array)).to(device) for name, array in batch.items() if name != LABELS}
 
 
 def calibrate(

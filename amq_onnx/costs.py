@@ -107,9 +107,7 @@ def _weight_bytes(prepared: Prepared, site: WeightSite, bits: int) -> int:
     )
 
 
-def _offered(
-    name: str, asked: Sequence[int], measured: Sequence[int], written: Sequence[int]
-) -> tuple[int, ...]:
+def _offered(name: str, asked: Sequence[int], measured: Sequence[int], written: Sequence[int]) -> tuple[int, ...]:
     missing = sorted(set(asked) - set(measured))
     if missing:
         raise UsageError(

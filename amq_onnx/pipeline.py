@@ -43,7 +43,7 @@ class SensitivityOptions:
     loss: str = "auto"
     ranges: RangeMethod = "mse"
     relative_error: float = 0.05
-    max_probes: int = 64
+    max_probes: int = 128
     samples: int = 256
     seed: int = 0
     device: str = "cpu"
@@ -90,9 +90,7 @@ def measure_sensitivity(
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
     seen = calibrate(executor, data, activations, [head.tensor for head in heads], progress)
     ranges = {
-        name: {
-            bits: activation_range(seen.histograms[name], bits, options.ranges) for bits in activation_bits or ()
-        }
+        name: {bits: activation_range(seen.histograms[name], bits, options.ranges) for bits in activation_bits or ()}
         for name in activations
     }
     encodings = {
@@ -227,9 +225,7 @@ class Compiler:
     def frontier(self, points: int) -> list[FrontierPoint]:
         """Pareto-optimal plans in rising size."""
         found = frontier(self.space.problem, points=points, second_budget=self.second_budget)
-        return [
-            FrontierPoint(self.base + entry.size, entry.loss, self.space.plan(entry)) for entry in found
-        ]
+        return [FrontierPoint(self.base + entry.size, entry.loss, self.space.plan(entry)) for entry in found]
 
     def shares(self, allocation: Allocation) -> dict[str, float]:
         """Each site's share of the predicted perturbation."""

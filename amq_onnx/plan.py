@@ -86,15 +86,11 @@ class Plan:
 
         Raises UsageError for a site that the model doesn't have.
         """
-        known = {site.name for site in prepared.sites.weights} | {
-            site.name for site in prepared.sites.activations
-        }
+        known = {site.name for site in prepared.sites.weights} | {site.name for site in prepared.sites.activations}
         for name in (*self.weights, *self.activations):
             if name not in known:
                 raise UsageError(f"the plan names site '{name}', which the model doesn't have")
-        found = {
-            name: activation_encoding(*site.range, site.bits) for name, site in self.activations.items()
-        }
+        found = {name: activation_encoding(*site.range, site.bits) for name, site in self.activations.items()}
         biases = prepared.biases()
         for site in prepared.sites.weights:
             if site.name not in self.weights:
@@ -108,9 +104,7 @@ class Plan:
         return found
 
 
-def _with_room_for(
-    node: tuple[str, NDArray[np.float32]], encoding: Encoding, found: dict[str, Encoding]
-) -> Encoding:
+def _with_room_for(node: tuple[str, NDArray[np.float32]], encoding: Encoding, found: dict[str, Encoding]) -> Encoding:
     data, bias = node
     if bias.shape != encoding.scale.shape:
         return encoding
@@ -120,5 +114,7 @@ def _with_room_for(
 
 def _width(bits: object, name: str, origin: str, least: int) -> int:
     if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= MAX_BITS:
-        raise UsageError(f"'{origin}' gives site '{name}' {bits!r} bits: a whole number {least} to {MAX_BITS} is needed")
+        raise UsageError(
+            f"'{origin}' gives site '{name}' {bits!r} bits: a whole number {least} to {MAX_BITS} is needed"
+        )
     return bits

@@ -27,7 +27,13 @@ from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.targets.onnxruntime import OnnxRuntimeTarget
 
-_PREPARATION = (ConstantsToInitializers(), DropIdentities(), FoldConstants(), FoldBatchNorm(), MeansToPooling())
+_PREPARATION = (
+    ConstantsToInitializers(),
+    DropIdentities(),
+    FoldConstants(),
+    FoldBatchNorm(),
+    MeansToPooling(),
+)
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
@@ -100,7 +106,11 @@ def simulate(prepared: Prepared, encodings: Mapping[str, Encoding]) -> onnx.Mode
 
 
 def lower(
-    prepared: Prepared, simulated: onnx.ModelProto, encodings: Mapping[str, Encoding], *, keep_metadata: bool = False
+    prepared: Prepared,
+    simulated: onnx.ModelProto,
+    encodings: Mapping[str, Encoding],
+    *,
+    keep_metadata: bool = False,
 ) -> onnx.ModelProto:
     """The file for the target: weights packed at their widths, biases int32, exporter's metadata stripped."""
     target = prepared.target()

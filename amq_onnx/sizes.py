@@ -23,7 +23,7 @@ class Size:
 
 
 def parse_size(text: str | float) -> Size:
-    """"0.2", "20%", "4MB", "300KB", "123456B", or a float as a fraction.
+    """ "0.2", "20%", "4MB", "300KB", "123456B", or a float as a fraction.
 
     Raises UsageError for anything else; a bare whole number is refused, since it could be either.
     """

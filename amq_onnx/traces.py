@@ -154,8 +154,7 @@ class _Sweep:
         inputs = tensors(batch, self.executor.device)
         # Inputs take part in the graph, so that every activation behind them can be differentiated.
         feeds = {
-            name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
+            name: tensor.requires_grad_() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
         }
         names = list(dict.fromkeys([*(head.tensor for head in self.heads), *self.activations]))
         found = self.executor.run({**feeds, **self.leaves}, names)

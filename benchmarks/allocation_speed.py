@@ -14,9 +14,7 @@ WIDTHS = range(2, 9)
 _OF_BUDGETS = np.linspace(0.05, 0.95, 20)
 
 
-def made_up(
-    weights: int, activations: int, seed: int, *, coupled: bool = False, charges: bool = False
-) -> Problem:
+def made_up(weights: int, activations: int, seed: int, *, coupled: bool = False, charges: bool = False) -> Problem:
     """Weight sites of 2k to 2.4M elements and activation sites, 7 widths each.
 
     Losses fall like 4**-bits times a sensitivity that spreads over 6 decades, with noise enough to make some
@@ -41,9 +39,7 @@ def made_up(
             size.append([0] * len(WIDTHS))
             second.append([elements * b for b in WIDTHS])
             label.append([-1] * len(WIDTHS))
-    return Problem(
-        loss, size, second, label, {b: 16 * 2 ** min(b, 4) + 40 for b in WIDTHS} if charges else {}
-    )
+    return Problem(loss, size, second, label, {b: 16 * 2 ** min(b, 4) + 40 for b in WIDTHS} if charges else {})
 
 
 def budgets_of(costs: Sequence[Sequence[int]], part: float) -> int:

@@ -36,9 +36,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(wider)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != wider:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, wider, 1, stride, bias=False), nn.BatchNorm2d(wider)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, wider, 1, stride, bias=False), nn.BatchNorm2d(wider))
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output, after its last ReLU."""
@@ -129,7 +127,7 @@ def main() -> None:
     network = train(torch.from_numpy(learned["image"]), torch.from_numpy(learned["labels"]))
     export(network, path)
     print(
-        f"{path}: {path.stat().st_size:,} bytes, accuracy {accuracy(path, learned):.4f} on the training images "
+        f"{path}: {path.stat().st_size:,} bytes, accuracy {accuracy(path, learned):.4f} on training "
         f"and {accuracy(path, held_out):.4f} on the 500 test images"
     )
 

@@ -36,7 +36,10 @@ class PassList(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """Apply all of them, in order."""
-        return any([rewrite.apply(graph) for rewrite in self.passes])
+        changed = False
+        for rewrite in self.passes:
+            changed = rewrite.apply(graph) or changed
+        return changed
 
 
 def run(

@@ -60,7 +60,7 @@ class InsertQDQ(Pass):
             zero = gs.Constant(f"{name}z", np.full(np.shape(encoding.scale), encoding.zero_point, code_type))
         parameters = [scale, zero]
         attributes = {} if encoding.axis is None else {"axis": encoding.axis}
-        readers = [node for node in tensor.outputs]
+        readers = list(tensor.outputs)
         codes = gs.Variable(f"{name}q", code_type)
         quantize = gs.Node("QuantizeLinear", "", dict(attributes), [tensor, *parameters], [codes])
         nodes = [quantize]

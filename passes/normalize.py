@@ -140,9 +140,7 @@ def _foldable(node: gs.Node) -> bool:
 def _made_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     """True where a subgraph hands `tensor` of the outer graph out as its own output."""
     return any(
-        tensor.name == output.name
-        for subgraph in graph.subgraphs(recursive=True)
-        for output in subgraph.outputs
+        tensor.name == output.name for subgraph in graph.subgraphs(recursive=True) for output in subgraph.outputs
     )
 
 

@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import DTypeLike, NDArray
 
 from amq_onnx.errors import ModelError
 from amq_onnx.passes.base import Pass
 from amq_onnx.quantizer.affine import quantize
 from amq_onnx.quantizer.encoding import Encoding
-
-Codes = NDArray[np.int32]
-
-
-class Constant(Protocol):
-    """An initializer to be made from a weight's codes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> DTypeLike: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def values(self) -> Callable[[Codes], NDArray[np.generic]]: ...
-
-
-class Node(Protocol):
-    """A node to be made, with one output and integer attributes."""
-
-    @property
-    def op_type(self) -> str: ...
-    @property
-    def inputs(self) -> tuple[str, ...]: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def attributes(self) -> Mapping[str, int]: ...
-
-
-class Recipe(Protocol):
-    """What stores one tensor: the pack pass builds it without knowing the target that wrote it."""
-
-    @property
-    def result(self) -> str: ...
-    @property
-    def constants(self) -> Iterable[Constant]: ...
-    @property
-    def nodes(self) -> Iterable[Node]: ...
-    @property
-    def shared(self) -> Iterable[str]: ...
+from amq_onnx.recipe import Codes, Recipe
 
 
 class Pack(Pass):
@@ -149,9 +107,7 @@ class QuantizeBiases(Pass):
             stored = gs.Constant(name, codes.astype(np.int32))
             real = gs.Variable(f"{name}d", np.float32)
             attributes = {"axis": 0} if weight_scale.values.ndim else {}
-            graph.nodes.append(
-                gs.Node("DequantizeLinear", "", attributes, [stored, products[pair]], [real])
-            )
+            graph.nodes.append(gs.Node("DequantizeLinear", "", attributes, [stored, products[pair]], [real]))
             node.inputs[2] = real
         return quantized > 0
 

@@ -8,9 +8,7 @@ import onnx_graphsurgeon as gs
 from amq_onnx.passes.base import Pass
 
 # Their output holds only values of their first input, and they are defined on 8-bit integers (opset 13).
-_CARRIERS = frozenset(
-    {"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
+_CARRIERS = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 class PlaceOnCodes(Pass):

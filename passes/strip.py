@@ -21,9 +21,7 @@ def strip_exporter_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
     opsets = {entry.domain: entry.version for entry in stripped.opset_import}
-    kept = [
-        entry for entry in stripped.graph.metadata_props if not entry.key.startswith(_EXPORTER_KEYS)
-    ]
+    kept = [entry for entry in stripped.graph.metadata_props if not entry.key.startswith(_EXPORTER_KEYS)]
     del stripped.graph.metadata_props[:]
     stripped.graph.metadata_props.extend(kept)
     graphs = [stripped.graph]

@@ -128,9 +128,7 @@ class Knapsack:
             return None
         incumbent: Ints | None = None
         limit = cutoff
-        candidates = (
-            [self.by_size.hull.choice(steps)] if known is None else [self.by_size.hull.choice(steps), known]
-        )
+        candidates = [self.by_size.hull.choice(steps)] if known is None else [self.by_size.hull.choice(steps), known]
         if self.second is None:
             bound = self._priced((price, 0.0), (budget, 0))
         else:
@@ -168,9 +166,7 @@ class Knapsack:
                 return incumbent
             grid = _Grid(limit, self.rows.size)
             core, live, fixed = self._core(bound, budgets, grid, limit)
-            goal = (
-                grid.whole(limit) if incumbent is None else int(grid(self.regret[self.rows, incumbent]).sum())
-            )
+            goal = grid.whole(limit) if incumbent is None else int(grid(self.regret[self.rows, incumbent]).sum())
             outcome: Outcome = sweep(core, goal, cap, strict=strict)
             old = limit
             if outcome.choice is not None:

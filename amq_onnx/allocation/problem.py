@@ -184,9 +184,7 @@ class Table:
 
 def _whole(name: str, rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     result = tuple(tuple(map(int, row)) for row in rows)
-    if any(
-        exact != given for a, b in zip(result, rows, strict=True) for exact, given in zip(a, b, strict=True)
-    ):
+    if any(exact != given for a, b in zip(result, rows, strict=True) for exact, given in zip(a, b, strict=True)):
         raise ValueError(f"{name} must be whole numbers")
     return result
 

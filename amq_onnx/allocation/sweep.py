@@ -103,9 +103,7 @@ def sweep(core: Core, limit: int, cap: int, *, strict: bool) -> Outcome:
         return Outcome(None, limit, True)
     words = max(1, -(-rows // _PER_WORD))
     zero = np.zeros(1, np.int64)
-    states = _States(
-        zero + core.fixed, zero, None if core.second is None else zero, np.zeros((words, 1), np.uint64)
-    )
+    states = _States(zero + core.fixed, zero, None if core.second is None else zero, np.zeros((words, 1), np.uint64))
     found: Ints | None = None
     complete = True
     for row in range(rows):
@@ -177,9 +175,7 @@ def _look_ahead(
         bound = np.maximum(bound, possible if k == 2 else np.where(fits, possible, np.inf))
         assert tail.others is not None
         rest, rest_size, rest_second = tail.others
-        whole = np.where(
-            (rest_size[steps] <= room) & (rest_second[steps] <= other), loss + rest[steps], np.inf
-        )
+        whole = np.where((rest_size[steps] <= room) & (rest_second[steps] <= other), loss + rest[steps], np.inf)
         at = int(whole.argmin())
         if whole[at] < least:
             least, best = float(whole[at]), _Completion(at, k, tail.steps[: steps[at]])

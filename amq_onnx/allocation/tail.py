@@ -68,9 +68,7 @@ class Projection:
         self._others: list[tuple[Numbers, Numbers]] = []
         for kind, whole in enumerate(others or ()):
             value = whole.astype(np.float64) if kind == 0 else whole
-            self._others.append(
-                (value[site, after] - value[site, before], _from_each_on(value[rows, hull.start]))
-            )
+            self._others.append((value[site, after] - value[site, before], _from_each_on(value[rows, hull.start])))
         # A stack of what is left of the steps: rows leave in order.
         self._left = np.arange(site.size)
 

@@ -10,6 +10,7 @@ it is the mean over them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +48,7 @@ class SoftmaxLoss:
         del expected[self.axis]
         if list(target.shape) != expected:
             raise DataError(f"labels have shape {list(target.shape)}, but the model's scores need {expected}")
-        if target.numel() and not (0 <= int(target.min()) and int(target.max()) < classes):
+        if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
             raise DataError(
                 f"labels run from {int(target.min())} to {int(target.max())}, but the model has {classes} classes"
             )
@@ -98,14 +99,14 @@ class SquaredLoss:
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
-        return vector * self.scale**0.5
+        return vector * math.sqrt(self.scale)
 
 
 def _last(scores: Tensor) -> int:
-    return scores.shape[-1] if scores.ndim > 1 else 1
+    return int(scores.shape[-1]) if scores.ndim > 1 else 1
 
 
 def _position_weight(scores: Tensor, classes: int) -> float:
     """Square root of 1 / positions: the mean over the positions of a sample."""
     positions = scores.numel() // max(1, len(scores) * classes)
-    return float(max(1, positions)) ** -0.5
+    return math.sqrt(1 / max(1, positions))

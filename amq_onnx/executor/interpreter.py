@@ -70,9 +70,7 @@ class Executor:
             name: output_dtype(self._program.element_type(name), dtype) for name in self.outputs
         }
 
-    def run(
-        self, values: Mapping[str, torch.Tensor], outputs: Sequence[str] | None = None
-    ) -> dict[str, torch.Tensor]:
+    def run(self, values: Mapping[str, torch.Tensor], outputs: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """The tensors named in `outputs` (the graph's outputs by default), by name.
 
         values: tensors by name: graph inputs, and any initializer or intermediate tensor to be replaced. What
@@ -111,9 +109,7 @@ class Executor:
     def _check_declared(self, name: str, value: torch.Tensor, kind: int) -> None:
         if kind and (kind in FLOATS) != value.dtype.is_floating_point:
             wanted = onnx.TensorProto.DataType.Name(kind)
-            raise DataError(
-                f"graph input '{name}' is declared {wanted} but a {value.dtype} tensor was given."
-            )
+            raise DataError(f"graph input '{name}' is declared {wanted} but a {value.dtype} tensor was given.")
         declared = self._declared[name].type.tensor_type
         if not declared.HasField("shape"):
             return
@@ -122,13 +118,9 @@ class Executor:
             size is None or size == got for size, got in zip(sizes[1:], value.shape[1:], strict=True)
         )
         if not fits:
-            wanted = [
-                axis.dim_param or size or "?" for axis, size in zip(declared.shape.dim, sizes, strict=True)
-            ]
+            wanted = [axis.dim_param or size or "?" for axis, size in zip(declared.shape.dim, sizes, strict=True)]
             shape = ", ".join(str(item) for item in wanted)
-            raise DataError(
-                f"graph input '{name}' has shape {list(value.shape)} where [{shape}] is declared."
-            )
+            raise DataError(f"graph input '{name}' has shape {list(value.shape)} where [{shape}] is declared.")
 
 
 def unsupported_operators(model: onnx.ModelProto) -> list[UnsupportedOperator]:

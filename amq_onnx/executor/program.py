@@ -179,11 +179,7 @@ class Program:
                 return identity or operator, {}
         fixed = operator.host | operator.indices
         moved = {kind for i, kind in arriving.items() if operator.codes and i not in fixed}
-        held = {
-            i: held_dtype(kind, dtype) or dtype
-            for i, kind in arriving.items()
-            if i in fixed or not operator.codes
-        }
+        held = {i: held_dtype(kind, dtype) or dtype for i, kind in arriving.items() if i in fixed or not operator.codes}
         if not moved:
             return operator, held
         for name, kind in zip(node.outputs, node.output_types, strict=True):
@@ -265,10 +261,7 @@ class Program:
                 {
                     slot(name)
                     for name in bound.reads
-                    if name
-                    and last[name] == index
-                    and name not in outputs
-                    and self._constant(name, given) is None
+                    if name and last[name] == index and name not in outputs and self._constant(name, given) is None
                 }
             )
             steps.append(Step(function, bound.node, tuple(reads), writes, frees))
@@ -321,11 +314,7 @@ class Program:
             names = tuple(name for name in bound.node.outputs if name)
             function, values = self._bind(bound, given | fresh.keys())
             arguments = [
-                values[i]
-                if i in values
-                else fresh[name].value
-                if name in fresh
-                else self._constant(name, given)
+                values[i] if i in values else fresh[name].value if name in fresh else self._constant(name, given)
                 for i, name in enumerate(bound.reads)
             ]
             with torch.inference_mode(False), torch.no_grad():  # kept, so usable in any later mode
@@ -365,9 +354,7 @@ class Program:
                 results[i] = results[i].to(held_dtype(self.codes[name], self._settings.dtype))
         return results
 
-    def call(
-        self, arguments: Sequence[torch.Tensor], captured: Mapping[str, torch.Tensor]
-    ) -> list[torch.Tensor]:
+    def call(self, arguments: Sequence[torch.Tensor], captured: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """As the body of a control-flow operator: `arguments` are its inputs in order."""
         return self.run({**captured, **dict(zip(self.inputs, arguments, strict=True))}, self.outputs)
 

@@ -47,9 +47,7 @@ def operator(
     """Register the decorated function under ONNX operator `names`; the flags are those of `Operator`."""
 
     def register(function: Function) -> Function:
-        entry = Operator(
-            function, frozenset(host), frozenset(literal), codes, frozenset(indices), reads_codes
-        )
+        entry = Operator(function, frozenset(host), frozenset(literal), codes, frozenset(indices), reads_codes)
         for domain in domains:
             for name in names:
                 if (domain, name) in _TABLE:

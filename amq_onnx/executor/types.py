@@ -72,9 +72,7 @@ def torch_tensor(proto: onnx.TensorProto, dtype: torch.dtype) -> torch.Tensor:
     """A copy of `proto` in the dtype that holds its element type. Raises ValueError for strings and such."""
     held = held_dtype(proto.data_type, dtype)
     if held is None:
-        raise ValueError(
-            f"tensors of type {TensorProto.DataType.Name(proto.data_type)} can't be computed with"
-        )
+        raise ValueError(f"tensors of type {TensorProto.DataType.Name(proto.data_type)} can't be computed with")
     array = numpy_helper.to_array(proto)
     if array.dtype.isbuiltin != 1:  # bfloat16, int4 and such, which torch doesn't take from numpy
         array = array.astype(np.float32 if proto.data_type in FLOATS else np.int16)
@@ -95,9 +93,7 @@ def _without_weights(graph: onnx.GraphProto, keep: int) -> onnx.GraphProto:
         if int(np.prod(tensor.dims)) <= keep:
             light.initializer.append(tensor)
         elif tensor.name not in declared:
-            light.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
+            light.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return light
 
 

@@ -53,8 +53,7 @@ def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
             continue
         tensor = value.type.tensor_type
         shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
-            for dim in tensor.shape.dim
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
         )
         if not value.type.HasField("tensor_type"):
             raise DataError(f"input '{value.name}' is not a tensor: models with sequence inputs can't be run here")
@@ -121,9 +120,7 @@ class Dataset:
         if count and not whole_only:
             yield self._joined(held)
         elif count and taken < size:
-            raise DataError(
-                f"{self.origin} holds {taken} samples, fewer than the model's fixed batch of {size}"
-            )
+            raise DataError(f"{self.origin} holds {taken} samples, fewer than the model's fixed batch of {size}")
 
     def samples(self) -> int:
         """How many samples a pass yields (reads the data once)."""
@@ -173,9 +170,7 @@ class Dataset:
         return next(len(array) for name, array in batch.items() if self._counts(name, array))
 
     def _cut(self, batch: Batch, start: int, stop: int) -> Batch:
-        return {
-            name: array[start:stop] if self._counts(name, array) else array for name, array in batch.items()
-        }
+        return {name: array[start:stop] if self._counts(name, array) else array for name, array in batch.items()}
 
     def _joined(self, batches: list[Batch]) -> Batch:
         return {

@@ -125,7 +125,7 @@ def write_text(path: Path, text: str) -> None:
 
 def model_bytes(model: onnx.ModelProto) -> bytes:
     """The file that `model` is written as: the same bytes for the same model."""
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> int:

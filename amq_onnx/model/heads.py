@@ -68,6 +68,6 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
 def _softmax_axis(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
     for attribute in node.attribute:
         if attribute.name == "axis":
-            return attribute.i
+            return int(attribute.i)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return -1 if opset >= 13 else 1

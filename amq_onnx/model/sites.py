@@ -66,10 +66,11 @@ class Sites:
                 expression = re.compile(pattern)
             except re.error as error:
                 raise UsageError(f"--exclude '{pattern}' is not a regular expression: {error}") from error
-            names = [site.name for site in (*self.weights, *self.activations) if expression.search(site.name)]
+            every = [site.name for site in self.weights] + [site.name for site in self.activations]
+            names = [name for name in every if expression.search(name)]
             if not names:
                 raise UsageError(f"--exclude '{pattern}' matches no site: `amq inspect` lists their names")
-            dropped |= {name: f"excluded by --exclude '{pattern}'" for name in names}
+            dropped |= dict.fromkeys(names, f"excluded by --exclude '{pattern}'")
         return Sites(
             tuple(site for site in self.weights if site.name not in dropped),
             tuple(site for site in self.activations if site.name not in dropped),

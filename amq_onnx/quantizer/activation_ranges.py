@@ -13,24 +13,23 @@ _SWEEPS = 2
 _PERCENTILE = 99.99
 
 
-def activation_range(
-    histogram: StreamingHistogram, bits: int, method: RangeMethod = "mse"
-) -> tuple[float, float]:
+def activation_range(histogram: StreamingHistogram, bits: int, method: RangeMethod = "mse") -> tuple[float, float]:
     """The real range (low <= 0 <= high) that `bits` bits should cover.
 
     `minmax` is all that was seen, `percentile` leaves out the outermost 0.01 % of each side, `mse` has the
     least squared error over what was seen (a search over the lower and the upper end in turn).
     """
+    if not histogram.count or histogram.minimum == histogram.maximum == 0.0:
+        return 0.0, 1.0
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    if not histogram.count or low == high:
-        return (0.0, 1.0) if not np.isfinite(low) or low == high else (low, high)
     if method == "minmax":
         return low, high
     centres, counts = histogram.centres()
     if method == "percentile":
         share = np.cumsum(counts) / counts.sum() * 100
-        lower = centres[np.searchsorted(share, 100 - _PERCENTILE)]
-        upper = centres[min(np.searchsorted(share, _PERCENTILE), len(centres) - 1)]
+        last = len(centres) - 1
+        lower = centres[min(int(np.searchsorted(share, 100 - _PERCENTILE)), last)]
+        upper = centres[min(int(np.searchsorted(share, _PERCENTILE)), last)]
         clipped = min(float(lower), 0.0), max(float(upper), 0.0)
         return clipped if clipped[0] < clipped[1] else (low, high)
     weights = counts / counts.sum()
@@ -38,20 +37,14 @@ def activation_range(
     best_low, best_high = low, high
     best = float(_errors(centres, weights, np.array([low]), np.array([high]), bits)[0])
     # Both ends shrink together first (the common case of symmetric tails), then each in turn.
-    steps: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = [(low * factors, high * factors)]
-    for lows, highs in steps:
-        best_low, best_high, best = _better(
-            centres, weights, lows, highs, bits, (best_low, best_high, best)
-        )
+    best_low, best_high, best = _better(
+        centres, weights, low * factors, high * factors, bits, (best_low, best_high, best)
+    )
     for _ in range(_SWEEPS):
         fixed = np.full(_CANDIDATES, best_low)
-        best_low, best_high, best = _better(
-            centres, weights, fixed, high * factors, bits, (best_low, best_high, best)
-        )
+        best_low, best_high, best = _better(centres, weights, fixed, high * factors, bits, (best_low, best_high, best))
         fixed = np.full(_CANDIDATES, best_high)
-        best_low, best_high, best = _better(
-            centres, weights, low * factors, fixed, bits, (best_low, best_high, best)
-        )
+        best_low, best_high, best = _better(centres, weights, low * factors, fixed, bits, (best_low, best_high, best))
     return best_low, best_high
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-
 _CHUNK = 1 << 15
+_LEAST_EXPONENT = -126
 
 
 class StreamingHistogram:
@@ -72,7 +72,8 @@ class StreamingHistogram:
     def _widen(self, magnitude: float) -> None:
         if magnitude == 0.0:
             return
-        needed = int(np.floor(np.log2(magnitude / self._half))) + 1
+        # A width below 2^-126 has no float32 inverse; what is smaller falls into the bins around zero.
+        needed = max(_LEAST_EXPONENT, int(np.floor(np.log2(magnitude / self._half))) + 1)
         if self._exponent is None:
             self._exponent = needed
             return

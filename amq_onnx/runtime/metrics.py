@@ -51,7 +51,7 @@ class Top(Metric):
             raise DataError(f"the data have {len(labels)} labels for {len(scores)} samples")
         if labels.dtype.kind not in "iu":
             raise DataError(f"labels are {labels.dtype}; metric {self.name} needs class numbers")
-        if labels.size and not (0 <= labels.min() and labels.max() < scores.shape[1]):
+        if labels.size and not (labels.min() >= 0 and labels.max() < scores.shape[1]):
             raise DataError(
                 f"labels run from {labels.min()} to {labels.max()}, but the model has {scores.shape[1]} classes"
             )
@@ -178,9 +178,7 @@ def _scores(outputs: Outputs, metric: str) -> NDArray[Any]:
 
 
 def _flat(outputs: Outputs) -> NDArray[np.float64]:
-    parts = [
-        array.reshape(len(array), -1).astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"
-    ]
+    parts = [array.reshape(len(array), -1).astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"]
     if not parts:
         raise UsageError("the model has no float output to compare: use --metric script.py:function")
     return np.concatenate(parts, axis=1)

@@ -67,7 +67,12 @@ def open_session(
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
-    levels = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+    levels = {
+        "none": "DISABLE_ALL",
+        "basic": "ENABLE_BASIC",
+        "extended": "ENABLE_EXTENDED",
+        "all": "ENABLE_ALL",
+    }
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{levels[level]}")
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
@@ -101,9 +106,7 @@ def adds_in_16_bits() -> bool:
 
 def has_8_bit_weights(model: onnx.ModelProto) -> bool:
     """True if a weight is stored in the full range of int8, for which 16-bit sums are too small."""
-    return any(
-        tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in model.graph.initializer
-    )
+    return any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in model.graph.initializer)
 
 
 def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:

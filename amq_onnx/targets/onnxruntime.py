@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amq_onnx.quantizer.encoding import Encoding, code_range
-from amq_onnx.targets.recipe import Codes, ConstantSpec, NodeSpec, Recipe
+from amq_onnx.recipe import Codes, ConstantSpec, NodeSpec, Recipe
 
 MINIMUM_OPSET = 13
 WIDTHS = range(1, 9)
@@ -247,9 +247,7 @@ class _Builder:
 
     def finish(self, op_type: str, *inputs: str, **attributes: int) -> Recipe:
         self.nodes.append(NodeSpec(op_type, inputs, self.name, attributes))
-        return Recipe(
-            self.name, tuple(self.constants), tuple(self.nodes), tuple(dict.fromkeys(self.used))
-        )
+        return Recipe(self.name, tuple(self.constants), tuple(self.nodes), tuple(dict.fromkeys(self.used)))
 
     def _use(self, key: str) -> str:
         self.used.append(key)

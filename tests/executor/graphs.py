@@ -39,9 +39,7 @@ def model(nodes, inputs, outputs, constants=None, opset=18, functions=()):
     ]
     graph = helper.make_graph(list(nodes), "g", infos(inputs), infos(outputs), tensors)
     imports = [helper.make_opsetid("", opset)] + [helper.make_opsetid(f.domain, 1) for f in functions]
-    return helper.make_model(
-        graph, opset_imports=imports, ir_version=ir_version(opset), functions=list(functions)
-    )
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version(opset), functions=list(functions))
 
 
 def f(*shape):
@@ -59,9 +57,7 @@ def perceptron(activation="Tanh", opset=20, **attributes):
     return model(nodes, {"x": (TensorProto.FLOAT, ["n", 3])}, {"y": TensorProto.FLOAT}, constants, opset)
 
 
-def single(
-    op_type, arrays, *, constants=None, outputs=1, opset=18, kind=TensorProto.FLOAT, absent=(), **attributes
-):
+def single(op_type, arrays, *, constants=None, outputs=1, opset=18, kind=TensorProto.FLOAT, absent=(), **attributes):
     """A model of one node. `arrays` are its inputs in order; those in `constants` are initializers."""
     constants = constants or {}
     names = ["" if name in absent else name for name in arrays]
@@ -69,11 +65,7 @@ def single(
     node = helper.make_node(op_type, names, [f"y{i}" for i in range(outputs)], name="the_node", **attributes)
     return model(
         [node],
-        {
-            n: (TYPES[a.dtype], list(a.shape))
-            for n, a in arrays.items()
-            if n not in constants and n not in absent
-        },
+        {n: (TYPES[a.dtype], list(a.shape)) for n, a in arrays.items() if n not in constants and n not in absent},
         {f"y{i}": kinds[i] for i in range(outputs)},
         {n: a for n, a in arrays.items() if n in constants},
         opset,
@@ -86,9 +78,7 @@ def onnxruntime_outputs(proto, feeds, optimize=False):
     options.intra_op_num_threads = 1
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {name: np.asarray(value) for name, value in feeds.items()})
 
 

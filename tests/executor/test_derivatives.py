@@ -105,9 +105,7 @@ SMOOTH = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("op_type", "shapes", "attributes"), SMOOTH, ids=[c[0] + str(i) for i, c in enumerate(SMOOTH)]
-)
+@pytest.mark.parametrize(("op_type", "shapes", "attributes"), SMOOTH, ids=[c[0] + str(i) for i, c in enumerate(SMOOTH)])
 def test_second_derivatives(op_type, shapes, attributes):
     names = [f"x{i}" for i in range(len(shapes))]
     inputs = {name: (FLOAT, list(shape)) for name, shape in zip(names, shapes, strict=True)}
@@ -127,9 +125,7 @@ def test_second_derivatives(op_type, shapes, attributes):
 def test_batch_normalization_has_derivatives_to_its_statistics_under_torch_func():
     nodes = [node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y"])]
     constants = {"s": f(3), "b": f(3), "m": f(3), "v": np.abs(f(3)) + 0.5}
-    executor = Executor(
-        model(nodes, {"x": (FLOAT, ["n", 3, 2])}, {"y": FLOAT}, constants), dtype=torch.float64
-    )
+    executor = Executor(model(nodes, {"x": (FLOAT, ["n", 3, 2])}, {"y": FLOAT}, constants), dtype=torch.float64)
     x = torch.randn(4, 3, 2, dtype=torch.float64)
 
     def loss(values):

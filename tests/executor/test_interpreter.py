@@ -33,9 +33,7 @@ def test_inputs_outputs_and_initializers():
     executor = Executor(proto)
     assert executor.inputs == ("x",) and executor.outputs == ("y",)
     assert set(executor.initializers) == {"w1", "b1", "w2"}
-    np.testing.assert_array_equal(
-        executor.initializers["w1"], numpy_helper.to_array(proto.graph.initializer[0])
-    )
+    np.testing.assert_array_equal(executor.initializers["w1"], numpy_helper.to_array(proto.graph.initializer[0]))
     with pytest.raises(TypeError):
         executor.initializers["w1"] = torch.zeros(1)
 
@@ -183,9 +181,7 @@ def test_loop_carries_and_stacks():
         [("go2", TensorProto.BOOL, []), ("s2", FLOAT, [2]), ("square", FLOAT, [2])],
     )
     nodes = [node("Loop", ["n", "", "start"], ["last", "squares"], body=body)]
-    proto = model(
-        nodes, {"n": (INT64, []), "x": (FLOAT, [2])}, {"last": FLOAT, "squares": FLOAT}, {"start": f(2)}
-    )
+    proto = model(nodes, {"n": (INT64, []), "x": (FLOAT, [2])}, {"last": FLOAT, "squares": FLOAT}, {"start": f(2)})
     assert_parity(proto, {"n": np.array(4), "x": f(2)})
 
 
@@ -207,9 +203,7 @@ def test_functions_are_inlined():
 
 
 def unknown():
-    inner = graph_of(
-        "t", [node("Strange", ["x"], ["t"], name="deep", domain="far")], [], [("t", FLOAT, None)]
-    )
+    inner = graph_of("t", [node("Strange", ["x"], ["t"], name="deep", domain="far")], [], [("t", FLOAT, None)])
     other = graph_of("e", [node("Identity", ["x"], ["e"])], [], [("e", FLOAT, None)])
     nodes = [
         node("If", ["c"], ["h"], then_branch=inner, else_branch=other),
@@ -229,9 +223,7 @@ def test_unsupported_operators_are_found_in_subgraphs_too():
 
 
 def test_an_unsupported_operator_is_named():
-    with pytest.raises(
-        UnsupportedOperatorError, match=r"no operator Strange \(domain 'far', opset 3\).*'deep'"
-    ):
+    with pytest.raises(UnsupportedOperatorError, match=r"no operator Strange \(domain 'far', opset 3\).*'deep'"):
         Executor(unknown())
 
 

@@ -39,11 +39,7 @@ def cases():
     chosen = {}
     for test in tests:
         imports = {item.domain: item.version for item in test.model.opset_import}
-        if (
-            set(imports) <= {"", "ai.onnx"}
-            and max(imports.values()) <= 25
-            and not unsupported_operators(test.model)
-        ):
+        if set(imports) <= {"", "ai.onnx"} and max(imports.values()) <= 25 and not unsupported_operators(test.model):
             chosen[test.name.removeprefix("test_")] = test
     return chosen
 
@@ -65,9 +61,7 @@ def failure(test):
     try:
         executor = Executor(test.model, dtype=dtype)
         for inputs, outputs in test.data_sets:
-            given = {
-                v.name: converted(a, dtype) for v, a in zip(test.model.graph.input, inputs, strict=False)
-            }
+            given = {v.name: converted(a, dtype) for v, a in zip(test.model.graph.input, inputs, strict=False)}
             results = executor.run(given)
             for name, output in zip(executor.outputs, outputs, strict=True):
                 expected = converted(output, torch.float64).double().numpy()

@@ -23,9 +23,7 @@ def case(op_type, *arrays, const=(), opsets=(18,), **keywords):
     absent = [f"x{i}" for i, a in enumerate(arrays) if a is None]
     constants = {f"x{i}": True for i in const}
     return [
-        pytest.param(
-            op_type, named, constants, absent, opset, keywords, id=f"{op_type}-{opset}-{case.count()}"
-        )
+        pytest.param(op_type, named, constants, absent, opset, keywords, id=f"{op_type}-{opset}-{case.count()}")
         for opset in opsets
     ]
 

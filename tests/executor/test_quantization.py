@@ -278,9 +278,7 @@ def test_quantization_under_torch_func():
         return (executor.run({"w": value}, ["wd"])["wd"] ** 2).sum()
 
     hessian_times_ones = torch.func.jvp(torch.func.grad(total), (w,), (torch.ones_like(w),))[1]
-    inside = torch.autograd.grad(
-        executor.run({"w": (v := w.clone().requires_grad_())}, ["wd"])["wd"].sum(), v
-    )[0]
+    inside = torch.autograd.grad(executor.run({"w": (v := w.clone().requires_grad_())}, ["wd"])["wd"].sum(), v)[0]
     torch.testing.assert_close(hessian_times_ones, 2 * inside)
     many = torch.stack([w, w + 0.1])
     assert torch.func.vmap(torch.func.grad(total))(many).shape == many.shape

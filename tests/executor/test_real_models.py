@@ -24,9 +24,7 @@ def error_of(proto, size, optimize=True):
     return relative_error(ours, onnxruntime_outputs(proto, {image: x.numpy()}, optimize)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("resnet20_cifar10_op20", 32), ("mobilenetv2_imagenet_op20", 224)]
-)
+@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar10_op20", 32), ("mobilenetv2_imagenet_op20", 224)])
 def test_shared_model(name, size):
     assert error_of(onnx.load(Path(DATA or "") / f"{name}.onnx"), size) < 1e-4
 

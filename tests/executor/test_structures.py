@@ -37,13 +37,9 @@ def test_exported_network(network, opset):
     parameters = {n: p for n, p in module.named_parameters() if n in executor.initializers and p.dim() != 1}
     assert len(parameters) >= 3
     leaves = {name: executor.initializers[name].clone().requires_grad_() for name in parameters}
-    mine = torch.autograd.grad(
-        executor.run({image: x, **leaves})[score].square().sum(), list(leaves.values())
-    )
+    mine = torch.autograd.grad(executor.run({image: x, **leaves})[score].square().sum(), list(leaves.values()))
     theirs = torch.autograd.grad(module(x).square().sum(), list(parameters.values()))
-    if (
-        network is Residual
-    ):  # the export folds BatchNormalization into the convolutions: only the head is the same
+    if network is Residual:  # the export folds BatchNormalization into the convolutions: only the head is the same
         mine, theirs = mine[-1:], theirs[-1:]
     for a, b in zip(mine, theirs, strict=True):
         assert relative_error(a.numpy(), b.numpy()) < 1e-4

@@ -145,8 +145,6 @@ def hardmax(node: NodeContext, x: Tensor) -> Tensor:
 
 
 @operator("Dropout")
-def dropout(
-    node: NodeContext, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
-) -> object:
+def dropout(node: NodeContext, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None) -> object:
     """As in inference, whatever `training_mode` says: the executor has no randomness."""
     return x, torch.ones_like(x, dtype=torch.bool if node.opset >= 10 else x.dtype)

@@ -16,9 +16,7 @@ def _heads(x: Tensor, count: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], count, -1).transpose(1, 2)
 
 
-def _bias(
-    node: NodeContext, scores: Tensor, mask: Tensor | None, past: int, lengths: Tensor | None
-) -> Tensor | None:
+def _bias(node: NodeContext, scores: Tensor, mask: Tensor | None, past: int, lengths: Tensor | None) -> Tensor | None:
     """What is added to the scores [batch, heads, queries, keys]: mask, causality, window, padded keys."""
     queries, keys = scores.shape[-2:]
     allowed: Tensor | None = None
@@ -101,9 +99,7 @@ def attention(
 
 
 @operator("RotaryEmbedding")
-def rotary_embedding(
-    node: NodeContext, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None
-) -> Tensor:
+def rotary_embedding(node: NodeContext, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
     """x [batch, heads, length, size] or [batch, length, heads * size]; caches [*, size/2]."""
     flat = x.dim() == 3
     if flat:

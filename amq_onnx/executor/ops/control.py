@@ -64,8 +64,7 @@ def scan(node: NodeContext, *inputs: Any) -> tuple[Tensor, ...]:
     axes = node.integers("scan_input_axes") or [0] * scanned
     backward = node.integers("scan_input_directions") or [0] * scanned
     sequences = [
-        torch.flip(x, [axis]) if flipped else x
-        for x, axis, flipped in zip(sequences, axes, backward, strict=True)
+        torch.flip(x, [axis]) if flipped else x for x, axis, flipped in zip(sequences, axes, backward, strict=True)
     ]
     count = len(node.outputs) - len(states)
     stacks: list[list[Tensor]] = [[] for _ in range(count)]

@@ -28,9 +28,7 @@ def gather(node: NodeContext, x: Tensor, indices: Tensor | int) -> Tensor:
     axis = axis % x.dim()
     flat = _wrapped(indices.reshape(-1), x.shape[axis])
     picked = x.index_select(axis, flat)
-    return (
-        picked if indices.dim() == 1 else picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
-    )
+    return picked if indices.dim() == 1 else picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
 
 @operator("GatherElements", codes=True, indices=(1,))
@@ -55,9 +53,7 @@ def gather_nd(node: NodeContext, x: Tensor, indices: Tensor) -> Tensor:
     outer = x.shape[:batch]
     places = _flat_places(indices, x.shape[batch : batch + depth])
     block = prod(x.shape[batch : batch + depth])
-    offset = (
-        torch.arange(prod(outer), device=x.device).reshape(list(outer) + [1] * (places.dim() - batch)) * block
-    )
+    offset = torch.arange(prod(outer), device=x.device).reshape(list(outer) + [1] * (places.dim() - batch)) * block
     rows = x.reshape(-1, *x.shape[batch + depth :])
     picked = rows.index_select(0, (places + offset).reshape(-1))
     return picked.reshape(indices.shape[:-1] + x.shape[batch + depth :])

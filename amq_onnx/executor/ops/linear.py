@@ -41,9 +41,7 @@ def conv_transpose(node: NodeContext, x: Tensor, weight: Tensor, bias: Tensor | 
     extra = node.integers("output_padding") or [0] * rank
     full = [
         (size - 1) * stride + (kernel - 1) * dilation + 1
-        for size, stride, kernel, dilation in zip(
-            x.shape[2:], strides, weight.shape[2:], dilations, strict=True
-        )
+        for size, stride, kernel, dilation in zip(x.shape[2:], strides, weight.shape[2:], dilations, strict=True)
     ]
     pads = _transposed_pads(node, x.shape[2:], full, strides, extra)
     group = node.integer("group", 1)

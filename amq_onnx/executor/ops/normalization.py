@@ -91,9 +91,7 @@ def lp_normalization(node: NodeContext, x: Tensor) -> Tensor:
     """x divided by its p-norm along one axis, 0 where that is 0."""
     p, axis = node.integer("p", 2), node.integer("axis", -1)
     norm = torch.linalg.vector_norm(x, p, axis, keepdim=True)
-    return torch.where(
-        norm == 0, torch.zeros_like(x), x / torch.where(norm == 0, torch.ones_like(norm), norm)
-    )
+    return torch.where(norm == 0, torch.zeros_like(x), x / torch.where(norm == 0, torch.ones_like(norm), norm))
 
 
 @operator("MeanVarianceNormalization")

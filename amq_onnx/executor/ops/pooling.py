@@ -66,9 +66,7 @@ def max_pool(node: NodeContext, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     pool = _MAX[window.rank]
     if len(node.outputs) < 2 or not node.outputs[1]:
         return pool(values, window.kernel, window.strides, padding, window.dilations).to(whole)
-    largest, places = pool(
-        values, window.kernel, window.strides, padding, window.dilations, return_indices=True
-    )
+    largest, places = pool(values, window.kernel, window.strides, padding, window.dilations, return_indices=True)
     return largest.to(whole), _flat_indices(node, x.shape, values.shape, places, window)
 
 

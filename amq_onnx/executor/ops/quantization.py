@@ -65,9 +65,7 @@ def _spread(node: NodeContext, parameter: Tensor, x: Tensor) -> Tensor:
 
 
 @operator("QuantizeLinear", domains=("", "com.microsoft"), literal=(2,), reads_codes=True)
-def quantize_linear(
-    node: NodeContext, x: Tensor, scale: Tensor, zero_point: Tensor | int | None = None
-) -> Tensor:
+def quantize_linear(node: NodeContext, x: Tensor, scale: Tensor, zero_point: Tensor | int | None = None) -> Tensor:
     """The codes of x as a float tensor of x's shape, in the range of the output's element type."""
     kind = node.output_types[0]
     if kind not in RANGES:
@@ -81,9 +79,7 @@ def quantize_linear(
 
 
 @operator("DequantizeLinear", domains=("", "com.microsoft"), literal=(2,), reads_codes=True)
-def dequantize_linear(
-    node: NodeContext, x: Tensor, scale: Tensor, zero_point: Tensor | int | None = None
-) -> Tensor:
+def dequantize_linear(node: NodeContext, x: Tensor, scale: Tensor, zero_point: Tensor | int | None = None) -> Tensor:
     """(x - zero_point) * scale; x holds integers, or codes as floats."""
     offset = _spread(node, zero_point, x) if isinstance(zero_point, Tensor) else zero_point
     if offset is not None and (isinstance(offset, Tensor) or offset):

@@ -68,9 +68,7 @@ def _clipped(node: NodeContext, x: Tensor) -> Tensor:
     return torch.clamp(x, -limit, limit) if limit else x
 
 
-def _scan(
-    cell: Cell, inputs: Tensor, state: State, lengths: Tensor | None, reverse: bool
-) -> tuple[Tensor, State]:
+def _scan(cell: Cell, inputs: Tensor, state: State, lengths: Tensor | None, reverse: bool) -> tuple[Tensor, State]:
     """Run `cell` over inputs [time, batch, *]; returns hidden [time, batch, hidden] and the last state."""
     steps = inputs.shape[0]
     hidden: list[Tensor] = [state[0]] * steps
@@ -178,9 +176,7 @@ def gru(
             z, reset = (_clipped(node, F.linear(h, gates_r, gates_b) + torch.cat([xz, xr], -1))).chunk(2, -1)
             z, reset = f(z), f(reset)
             pulled = (
-                reset * F.linear(h, hidden_r, hidden_b)
-                if before_reset
-                else F.linear(reset * h, hidden_r, hidden_b)
+                reset * F.linear(h, hidden_r, hidden_b) if before_reset else F.linear(reset * h, hidden_r, hidden_b)
             )
             return ((1 - z) * g(_clipped(node, xh + pulled)) + z * h,)
 

@@ -199,9 +199,7 @@ def space_to_depth(node: NodeContext, x: Tensor) -> Tensor:
     """x [N, C, H, W] -> [N, C b², H/b, W/b]."""
     b = node.integer("blocksize")
     n, c, h, w = x.shape
-    return (
-        x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
-    )
+    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b**2, h // b, w // b)
 
 
 @operator("Range", host=(0, 1, 2))

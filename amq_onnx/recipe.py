@@ -1,4 +1,4 @@
-"""Plain data that a target hands to the pack pass: the constants and nodes that make up one stored tensor."""
+"""How one tensor is stored: constants and nodes, as plain data that a target writes and the pack pass builds."""
 
 from __future__ import annotations
 
@@ -61,13 +61,12 @@ def _embedded(length: int) -> int:
 
 def _constant_bytes(constant: ConstantSpec) -> int:
     dtype = np.dtype(constant.dtype)
-    header = onnx.TensorProto(
-        name=constant.name, dims=constant.shape, data_type=helper.np_dtype_to_tensor_dtype(dtype)
-    )
+    header = onnx.TensorProto(name=constant.name, dims=constant.shape, data_type=helper.np_dtype_to_tensor_dtype(dtype))
     raw = int(np.prod(constant.shape, dtype=np.int64)) * dtype.itemsize
     return _embedded(header.ByteSize() + _embedded(raw))
 
 
 def _node_bytes(node: NodeSpec) -> int:
-    proto = helper.make_node(node.op_type, list(node.inputs), [node.output], **dict(node.attributes))
+    proto = helper.make_node(node.op_type, list(node.inputs), [node.output])
+    proto.attribute.extend(helper.make_attribute(name, value) for name, value in node.attributes.items())
     return _embedded(proto.ByteSize())

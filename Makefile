@@ -1,0 +1,44 @@
+# Each target makes what it needs in .venv; PYTHON is any Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint bench-executor bench-allocation bench-figures bench-resnet50 clean
+
+demo: $(STAMP)
+	$(BIN)/amq demo -o out/demo
+
+# Two workers with one thread each: torch and onnxruntime would otherwise fight over the cores.
+test: $(STAMP) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-executor: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+	$(BIN)/python benchmarks/executor_speed.py
+
+bench-allocation: $(STAMP)
+	$(BIN)/python benchmarks/allocation_speed.py
+
+# The figures on real models; AMQ_DATA names the folder with the models and data (benchmarks/README.md).
+bench-figures: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python benchmarks/figures.py
+
+bench-resnet50: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+	$(BIN)/python benchmarks/resnet50.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv out build *.egg-info

@@ -1,0 +1,206 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from amq_onnx.errors import UsageError
+from amq_onnx.model.data import Dataset, open_data, random_data
+from amq_onnx.model.file import require_folder
+from amq_onnx.pipeline import SensitivityOptions, check_widths
+from amq_onnx.sensitivity import Sensitivity, read_json_file
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """ "2-8" or "2,4,8" as widths, rising."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
+            raise argparse.ArgumentTypeError(f"'{text}' is no list of widths: write 2-8 or 2,4,8")
+        found.update(range(int(first), int(last or first) + 1))
+    if not found or min(found) < 1 or max(found) > 8:
+        raise argparse.ArgumentTypeError(f"'{text}' has widths outside 1 to 8")
+    return tuple(sorted(found))
+
+
+def activation_widths(text: str) -> tuple[int, ...] | None:
+    """Widths of activations, or None for "float"."""
+    if text == "float":
+        return None
+    found = widths(text)
+    if found[0] < 2:
+        raise argparse.ArgumentTypeError(f"'{text}': activations have 2 to 8 bits, or are float")
+    return found
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The float model."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the float .onnx file")
+
+
+def add_data(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where data come from."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--data",
+        metavar="DATA",
+        help=f"{what}: an .npz file keyed by input name (and `labels`), a folder of them, or script.py:function",
+    )
+    group.add_argument(
+        "--random",
+        nargs="?",
+        type=int,
+        const=32,
+        metavar="N",
+        help="N random inputs instead (default 32): sizes and speed mean something, accuracy doesn't",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use no more than the first N samples")
+
+
+def add_graph(parser: argparse.ArgumentParser) -> None:
+    """What is quantized, and in which operator set."""
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="leave sites whose name matches float (may be repeated)",
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="convert the model to this operator set first")
+
+
+def add_widths(parser: argparse.ArgumentParser) -> None:
+    """Widths to choose from."""
+    parser.add_argument("--bits", type=widths, default="2-8", metavar="2-8|2,4,8", help="widths of weights")
+    parser.add_argument(
+        "--activation-bits",
+        type=activation_widths,
+        default="8",
+        metavar="8|4-8|float",
+        help="widths of activations; several need --activation-average",
+    )
+    parser.add_argument(
+        "--activation-average", type=float, metavar="B", help="bound on the mean width of activation elements"
+    )
+    parser.add_argument(
+        "--target", choices=["onnxruntime"], default="onnxruntime", help="the runtime that the file is for"
+    )
+
+
+def add_measurement(parser: argparse.ArgumentParser) -> None:
+    """How sensitivity is measured."""
+    default = SensitivityOptions()
+    parser.add_argument(
+        "--sensitivity",
+        choices=["gauss-newton", "hessian"],
+        default=default.method,
+        help="curvature (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--loss",
+        choices=["auto", "softmax", "sigmoid", "squared"],
+        default="auto",
+        help="loss on the outputs",
+    )
+    parser.add_argument(
+        "--ranges",
+        choices=["mse", "minmax", "percentile"],
+        default=default.ranges,
+        help="how ranges are found",
+    )
+    parser.add_argument(
+        "--relative-error",
+        type=float,
+        default=default.relative_error,
+        metavar="E",
+        help="standard error asked of every trace (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-probes", type=int, default=default.max_probes, metavar="N", help="probes a sample at most"
+    )
+    parser.add_argument(
+        "--curvature-samples",
+        type=int,
+        default=default.samples,
+        metavar="N",
+        help="samples that curvature is measured on (default: %(default)s); ranges see all",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument("--device", default="cpu", help="torch device of the measurement: cpu, cuda, cuda:1")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """A machine-readable summary."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
+
+
+def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
+    """The options of `add_measurement`."""
+    if arguments.max_probes < 2:
+        raise UsageError("--max-probes must be 2 or more: one draw has no standard error")
+    if not arguments.relative_error > 0:
+        raise UsageError("--relative-error must be above 0")
+    for option in ("curvature_samples", "limit"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UsageError(f"--{option.replace('_', '-')} must be 1 or more")
+    return SensitivityOptions(
+        method=arguments.sensitivity,
+        loss=arguments.loss,
+        ranges=arguments.ranges,
+        relative_error=arguments.relative_error,
+        max_probes=arguments.max_probes,
+        samples=arguments.curvature_samples,
+        seed=arguments.seed,
+        device=require_device(arguments.device),
+    )
+
+
+def require_device(name: str) -> str:
+    """`name` if torch has that device. Raises UsageError otherwise."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device '{name}' is unknown: use cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
+    return name
+
+
+def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: bool = True) -> Dataset | None:
+    """The data that --data or --random name. Raises UsageError if there are none and they are `required`."""
+    if arguments.random is not None:
+        if arguments.random < 1:
+            raise UsageError("--random must be 1 or more")
+        return random_data(model, arguments.random, getattr(arguments, "seed", 0))
+    if arguments.data is not None:
+        return open_data(arguments.data, model, arguments.limit)
+    if required:
+        raise UsageError("give --data with inputs of the model, or --random to go without")
+    return None
+
+
+def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequence[int] | None]:
+    """Widths of weights and activations, where a budget decides between them."""
+    check_widths(arguments.activation_bits, arguments.activation_average)
+    return arguments.bits, arguments.activation_bits
+
+
+def loaded_sensitivity(path: Path | None) -> Sensitivity | None:
+    """The table in `path`, if one is named."""
+    return None if path is None else Sensitivity.from_json(read_json_file(path), str(path))
+
+
+def require_writable(arguments: argparse.Namespace, *options: str) -> None:
+    """Raise UsageError before any work if a file that is to be written has no folder to go to."""
+    for option in options:
+        path = getattr(arguments, option)
+        if path is not None:
+            require_folder(path, "-o" if option == "output" else f"--{option.replace('_', '-')}")

@@ -1,0 +1,81 @@
+"""amq quantize: the whole way."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from amq_onnx.cli import console, options
+from amq_onnx.cli.summary import print_result, result_data, write_json
+from amq_onnx.errors import UsageError
+from amq_onnx.model.data import open_data
+from amq_onnx.model.file import read_model, write_text
+from amq_onnx.pipeline import quantize
+from amq_onnx.runtime.session import PROVIDERS
+from amq_onnx.runtime.verification import require_gate
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    options.add_model(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the quantized .onnx file to write")
+    parser.add_argument("--size", required=True, metavar="4MB|300KB|0.2|20%", help="bound on the written file")
+    options.add_data(parser, "calibration inputs")
+    parser.add_argument("--eval", metavar="DATA", help="data to verify on (default: the calibration data)")
+    options.add_widths(parser)
+    options.add_graph(parser)
+    options.add_measurement(parser)
+    parser.add_argument("--from-sensitivity", type=Path, metavar="FILE", help="use a saved sensitivity table")
+    parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
+    parser.add_argument("--max-drop", type=float, metavar="D", help="exit with 1 if the metric falls by more")
+    parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu", help="execution provider to verify on")
+    parser.add_argument("--keep-metadata", action="store_true", help="keep the exporter's metadata, at its size")
+    parser.add_argument("--dry-run", action="store_true", help="choose and verify, but write no model")
+    parser.add_argument("--save-plan", type=Path, metavar="FILE", help="write plan.json")
+    parser.add_argument("--save-sensitivity", type=Path, metavar="FILE", help="write sensitivity.json")
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    if arguments.output is None and not arguments.dry_run:
+        raise UsageError("give -o with the file to write, or --dry-run")
+    options.require_writable(arguments, "output", "save_plan", "save_sensitivity", "json")
+    bits, activation_bits = options.checked_widths(arguments)
+    measurement = options.measurement(arguments)
+    table = options.loaded_sensitivity(arguments.from_sensitivity)
+    model = read_model(arguments.model)
+    data = options.opened(arguments, model, required=table is None)
+    with console.progress() as progress:
+        result = quantize(
+            arguments.model,
+            data,
+            size=arguments.size,
+            output=None if arguments.dry_run else arguments.output,
+            bits=bits,
+            activation_bits=activation_bits,
+            activation_average=arguments.activation_average,
+            exclude=arguments.exclude,
+            opset=arguments.opset,
+            keep_metadata=arguments.keep_metadata,
+            sensitivity=table,
+            options=measurement,
+            evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
+            metric=arguments.metric,
+            provider=arguments.provider,
+            progress=progress,
+        )
+    if arguments.save_plan is not None:
+        write_text(arguments.save_plan, result.plan.to_json())
+    if arguments.save_sensitivity is not None:
+        write_text(arguments.save_sensitivity, result.sensitivity.to_json())
+    write_json(arguments.json, result_data(result))
+    print_result(result)
+    if arguments.random is not None:
+        console.note("measured on random inputs: sizes and latency mean something, accuracy doesn't")
+    if not arguments.dry_run:
+        console.line(f"wrote {arguments.output}")
+    if arguments.max_drop is not None:
+        if result.verification is None:
+            raise UsageError("--max-drop needs --data or --eval to verify on")
+        require_gate(result.verification, arguments.max_drop)

@@ -1,0 +1,212 @@
+"""What is said of a result: per layer, before and after, and the same as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from amq_onnx.cli import console
+from amq_onnx.model.file import write_text
+from amq_onnx.pipeline import Result
+from amq_onnx.plan import Plan
+from amq_onnx.runtime.verification import Verification
+from amq_onnx.sensitivity import Sensitivity
+
+
+def print_sensitivity(sensitivity: Sensitivity) -> None:
+    """The traces of all sites and their perturbation at each width."""
+    for title, rows in (("weights", sensitivity.weights), ("activations", sensitivity.activations)):
+        if not rows:
+            continue
+        widths = sorted({bits for row in rows.values() for bits in row.widths()})
+        console.table(
+            f"sensitivity of {title}",
+            [title, "elements", "mean trace", "± error", *(f"Ω {bits} bits" for bits in widths)],
+            [
+                [
+                    name,
+                    console.count(row.elements),
+                    console.real(row.trace / row.elements),
+                    console.percent(row.trace_error / abs(row.trace)) if row.trace else "-",
+                    *(console.real(row.omega(bits)) if bits in row.widths() else "" for bits in widths),
+                ]
+                for name, row in rows.items()
+            ],
+        )
+    print_measurement(sensitivity)
+
+
+def print_measurement(sensitivity: Sensitivity) -> None:
+    """How the sensitivity came about, and what of it should give pause."""
+    for tensor, loss in sensitivity.loss.items():
+        console.line(f"loss on '{tensor}': {loss}")
+    console.line(
+        f"curvature: {sensitivity.method}, {sensitivity.samples} samples, {sensitivity.probes} probes each, "
+        f"seed {sensitivity.seed}"
+    )
+    if not sensitivity.converged:
+        console.note("some traces are less certain than asked (see ± error): raise --max-probes")
+    negative = sensitivity.negative_traces()
+    if negative:
+        console.note(
+            f"{len(negative)} traces are negative (the model isn't at a minimum of this loss): their absolute "
+            f"value was used: {', '.join(negative[:5])}"
+        )
+
+
+def print_result(result: Result) -> None:
+    """The two tables of a quantization."""
+    print_layers(result)
+    left = result.sensitivity.left_float
+    if left:
+        console.table(
+            "left in float", ["tensor", "reason"], [[name, why] for name, why in left.items()], text_columns=2
+        )
+    rows = [
+        ["bytes", console.count(result.float_bytes), console.count(result.bytes)],
+        ["share of the float file", "100 %", console.percent(result.bytes / result.float_bytes)],
+        ["share of the budget", "", console.percent(result.bytes / result.budget)],
+        ["mean bits of a weight", "32", f"{mean_bits(result.plan, result.sensitivity):.2f}"],
+    ]
+    if result.verification is not None:
+        rows += _verification_rows(result.verification)
+    console.table("before and after", ["", "float", "quantized"], rows)
+    if result.verification is not None:
+        _print_notes(result.verification)
+    console.line(f"runs on onnxruntime {result.oldest_runtime} and newer")
+
+
+def print_layers(result: Result) -> None:
+    """A row a site: width, trace with its error, share of the predicted loss."""
+    sensitivity, plan = result.sensitivity, result.plan
+    console.table(
+        "weights",
+        ["layer", "elements", "bits", "mean trace", "± error", "Ω", "share of Ω"],
+        [
+            [
+                name,
+                console.count(row.elements),
+                str(bits),
+                console.real(row.trace / row.elements),
+                console.percent(row.trace_error / abs(row.trace)) if row.trace else "-",
+                console.real(row.omega(bits)),
+                console.percent(result.shares.get(name, 0.0)),
+            ]
+            for name, bits in plan.weights.items()
+            for row in [sensitivity.weights[name]]
+        ],
+    )
+    if len({site.bits for site in plan.activations.values()}) > 1:
+        console.table(
+            "activations",
+            ["tensor", "elements", "bits", "mean trace", "share of Ω"],
+            [
+                [
+                    name,
+                    console.count(row.elements),
+                    str(site.bits),
+                    console.real(row.trace / row.elements),
+                    console.percent(result.shares.get(name, 0.0)),
+                ]
+                for name, site in plan.activations.items()
+                for row in [sensitivity.activations[name]]
+            ],
+        )
+    elif plan.activations:
+        bits = next(iter(plan.activations.values())).bits
+        share = sum(result.shares.get(name, 0.0) for name in plan.activations)
+        console.line(f"activations: {len(plan.activations)} tensors at {bits} bits, {console.percent(share)} of Ω")
+    print_measurement(sensitivity)
+
+
+def print_verification(verification: Verification) -> None:
+    """Scores, errors of the outputs, bytes and latency."""
+    rows = [
+        ["bytes", console.count(verification.float_bytes), console.count(verification.quantized_bytes)],
+        *_verification_rows(verification),
+    ]
+    console.table("verification", ["", "float", "quantized"], rows)
+    console.table(
+        "errors of the outputs",
+        ["output", "largest", "mean", "SQNR dB"],
+        [
+            [name, console.real(error.largest), console.real(error.mean), f"{error.sqnr:.1f}"]
+            for name, error in verification.outputs.items()
+        ],
+    )
+    _print_notes(verification)
+
+
+def _verification_rows(verification: Verification) -> list[list[str]]:
+    latency = verification.latency
+    return [
+        [
+            f"{verification.metric} ({verification.samples} samples)",
+            f"{verification.float_score:.4f}",
+            f"{verification.quantized_score:.4f}",
+        ],
+        [
+            f"median latency, ms ({verification.provider}, {latency.runs} runs in turns)",
+            f"{1e3 * latency.first:.3f}",
+            f"{1e3 * latency.second:.3f} ({latency.ratio:.2f} of float)",
+        ],
+    ]
+
+
+def _print_notes(verification: Verification) -> None:
+    for remark in verification.notes:
+        console.note(remark)
+
+
+def mean_bits(plan: Plan, sensitivity: Sensitivity) -> float:
+    """Mean width of a weight."""
+    elements = {name: sensitivity.weights[name].elements for name in plan.weights}
+    return sum(plan.weights[name] * count for name, count in elements.items()) / sum(elements.values())
+
+
+def result_data(result: Result) -> dict[str, Any]:
+    """A result as plain data for JSON."""
+    plan, sensitivity = result.plan, result.sensitivity
+    return {
+        "bytes": result.bytes,
+        "float_bytes": result.float_bytes,
+        "budget_bytes": result.budget,
+        "predicted_bytes": result.predicted_bytes,
+        "mean_weight_bits": mean_bits(plan, sensitivity),
+        "weight_widths": dict(sorted(Counter(plan.weights.values()).items())),
+        "perturbation": result.perturbation,
+        "shares": result.shares,
+        "weights": plan.weights,
+        "activations": {name: site.bits for name, site in plan.activations.items()},
+        "left_float": sensitivity.left_float,
+        "loss": sensitivity.loss,
+        "curvature": {
+            "method": sensitivity.method,
+            "samples": sensitivity.samples,
+            "probes": sensitivity.probes,
+            "converged": sensitivity.converged,
+            "negative_traces": sensitivity.negative_traces(),
+        },
+        "oldest_onnxruntime": result.oldest_runtime,
+        "verification": None if result.verification is None else result.verification.to_dict(),
+    }
+
+
+def write_json(path: Path | None, data: object) -> None:
+    """Write `data` to `path`, if one is named; infinities become null, which JSON can hold."""
+    if path is None:
+        return
+    import json
+
+    write_text(path, json.dumps(_finite(data), indent=1) + "\n")
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and data not in (float("inf"), float("-inf")) and data == data:
+        return data
+    return None if isinstance(data, float) else data

@@ -1,0 +1,67 @@
+"""PyTorch models as ONNX files: the exported graph is what sensitivity is computed from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amq_onnx.errors import UsageError
+from amq_onnx.model.file import whole_file
+
+
+def export(
+    model: Any,
+    path: Path,
+    *,
+    inputs: Mapping[str, tuple[int, ...]] | None = None,
+    opset: int = 18,
+    dynamic_batch: bool = True,
+) -> None:
+    """Write a torch.nn.Module in evaluation mode to `path`, by torch.onnx.export.
+
+    model: a module, or a pair of it and a tuple of example inputs. inputs: names and shapes of float inputs; where
+    the model brings examples they only name them. dynamic_batch: leave the first dimension of every input free.
+
+    Raises UsageError where the model isn't one, has no inputs, or torch can't export it.
+    """
+    module, examples = model if isinstance(model, tuple) else (model, None)
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"the callable returned a {type(module).__name__}, not a torch.nn.Module")
+    shapes = dict(inputs or {})
+    if examples is None:
+        if not shapes:
+            raise UsageError("the callable returned no example inputs: give --input NAME=1x3x224x224")
+        examples = tuple(torch.zeros(shape) for shape in shapes.values())
+    names = list(shapes) if len(shapes) == len(examples) else None
+    # A batch of one is taken for a constant by torch.export, so the example has two samples.
+    if dynamic_batch:
+        examples = tuple(_two_samples(example) for example in examples)
+    batch = torch.export.Dim("batch")
+    dynamic = tuple({0: batch} if example.ndim else {} for example in examples) if dynamic_batch else None
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                module.eval(),
+                tuple(examples),
+                str(temporary),
+                dynamo=True,
+                opset_version=opset,
+                input_names=names,
+                dynamic_shapes=dynamic,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"torch can't export the model: {line}") from error
+
+
+def _two_samples(example: torch.Tensor) -> torch.Tensor:
+    return torch.cat([example[:1], example[:1]]) if example.ndim and len(example) < 2 else example

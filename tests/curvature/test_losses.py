@@ -1,0 +1,69 @@
+"""Each loss's root is a square root of its exact Hessian, and its value is the textbook one."""
+
+import pytest
+import torch
+
+from amq_onnx.curvature.losses import SigmoidLoss, SoftmaxLoss, SquaredLoss
+from amq_onnx.errors import DataError
+
+from .networks import DOUBLE, draw, score_hessian, target_of
+
+CASES = {
+    "softmax": (SoftmaxLoss(), (3, 4)),
+    "softmax, one sample": (SoftmaxLoss(), (1, 5)),
+    "softmax, tokens": (SoftmaxLoss(), (2, 3, 4)),
+    "softmax, pixels": (SoftmaxLoss(1), (2, 4, 2, 3)),
+    "sigmoid": (SigmoidLoss(), (3, 4)),
+    "sigmoid, tokens": (SigmoidLoss(), (2, 3, 4)),
+    "sigmoid, vector": (SigmoidLoss(), (4,)),
+    "squared": (SquaredLoss(0.3), (3, 4)),
+    "squared, tokens": (SquaredLoss(2.5), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize(("loss", "shape"), CASES.values(), ids=CASES)
+def test_root_times_its_transpose_is_the_hessian(loss, shape):
+    scores = draw(*shape, seed=3, scale=2.0)
+    basis = torch.eye(scores.numel(), dtype=DOUBLE)
+    root = torch.stack([loss.root_product(scores, vector.reshape(shape)).reshape(-1) for vector in basis], 1)
+    torch.testing.assert_close(root @ root.T, score_hessian(loss, scores), rtol=1e-10, atol=1e-12)
+
+
+def test_root_of_saturated_scores_is_finite_and_zero():
+    scores = torch.tensor([[1e4, 0.0, -1e4]])
+    for loss in (SoftmaxLoss(), SigmoidLoss()):
+        product = loss.root_product(scores, torch.ones_like(scores))
+        assert torch.isfinite(product).all()
+        assert product[0, [0, 2]].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
+def test_softmax_value_is_cross_entropy_averaged_over_positions(shape):
+    scores = draw(*shape, scale=2.0)
+    target = target_of(SoftmaxLoss(), scores)
+    each = torch.nn.functional.cross_entropy(scores.reshape(-1, 4), target.reshape(-1), reduction="none")
+    torch.testing.assert_close(SoftmaxLoss().value(scores, target), each.reshape(shape[0], -1).mean(1))
+
+
+def test_sigmoid_value_is_binary_cross_entropy_summed_over_scores_averaged_over_positions():
+    scores = draw(2, 3, 4, scale=2.0)
+    target = target_of(SigmoidLoss(), scores)
+    each = torch.nn.functional.binary_cross_entropy_with_logits(scores, target.to(DOUBLE), reduction="none")
+    torch.testing.assert_close(SigmoidLoss().value(scores, target), each.sum(2).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (SoftmaxLoss(), torch.tensor([0, 4])),
+        (SoftmaxLoss(), torch.tensor([-1, 0])),
+        (SoftmaxLoss(), torch.tensor([0, 1, 2])),
+        (SoftmaxLoss(), torch.tensor([[0], [1]])),
+        (SigmoidLoss(), torch.tensor([0, 1])),
+        (SquaredLoss(), torch.zeros(2, 3)),
+    ],
+    ids=["too large", "negative", "too many", "a dimension more", "sigmoid", "squared"],
+)
+def test_targets_that_do_not_fit_raise(loss, target):
+    with pytest.raises(DataError, match="labels"):
+        loss.value(torch.zeros(2, 4), target)

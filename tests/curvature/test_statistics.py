@@ -1,0 +1,55 @@
+"""Running means against numpy, and random signs."""
+
+import numpy as np
+import pytest
+import torch
+
+from amq_onnx.curvature.rademacher import rademacher_like
+from amq_onnx.curvature.statistics import UnitMeans
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_means_and_errors_are_numpys(offset):
+    draws = np.random.default_rng(0).standard_normal((7, 5)) + offset + np.arange(5)
+    means = UnitMeans()
+    for row in draws:
+        for unit, value in enumerate(row):
+            means.add(unit, value)
+    variances = draws.var(axis=0, ddof=1) / len(draws)
+    np.testing.assert_allclose(means.means(), draws.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(means.variances(), variances, rtol=1e-5 if offset else 1e-12)
+    assert means.total() == pytest.approx(draws.mean(axis=0).sum(), rel=1e-14)
+    assert means.standard_error() == pytest.approx(np.sqrt(variances.sum()), rel=1e-5 if offset else 1e-12)
+
+
+def test_units_may_have_different_numbers_of_draws():
+    means = UnitMeans()
+    for unit, value in [(0, 1.0), (1, 5.0), (0, 3.0), (1, 5.0), (0, 8.0)]:
+        means.add(unit, value)
+    np.testing.assert_allclose(means.means(), [4.0, 5.0])
+    np.testing.assert_allclose(means.variances(), [np.var([1, 3, 8], ddof=1) / 3, 0.0])
+
+
+def test_a_unit_drawn_once_makes_the_error_infinite():
+    means = UnitMeans()
+    for unit, value in [(0, 1.0), (0, 2.0), (1, 3.0)]:
+        means.add(unit, value)
+    assert means.standard_error() == np.inf
+    assert means.total() == 4.5
+
+
+def test_no_draws_sum_to_zero():
+    assert UnitMeans().total() == 0.0
+    assert UnitMeans().standard_error() == 0.0
+
+
+def test_signs_are_fair_independent_and_follow_the_seed():
+    tensor = torch.empty(200, 300, dtype=torch.float64)
+    signs = rademacher_like(tensor, torch.Generator().manual_seed(3))
+    assert signs.dtype == tensor.dtype
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 4 / np.sqrt(signs.numel())
+    neighbours = float((signs[:, 1:] * signs[:, :-1]).mean())
+    assert abs(neighbours) < 4 / np.sqrt(signs.numel())
+    assert torch.equal(signs, rademacher_like(tensor, torch.Generator().manual_seed(3)))
+    assert not torch.equal(signs, rademacher_like(tensor, torch.Generator().manual_seed(4)))
