@@ -19,6 +19,9 @@ Progress = Callable[[str, int, int | None], None]
 # Activations of all sites that one batch may hold, in elements: 64 million floats are 256 MB.
 _BATCH_ELEMENTS = 64_000_000
 _LARGEST_BATCH = 64
+# Elements that keep the cores busy: below this the overhead of each operator counts.
+_CURVATURE_ELEMENTS = 600_000
+_LARGEST_CURVATURE_BATCH = 8
 
 
 @dataclass
@@ -36,7 +39,15 @@ class Calibration:
 
     def batch_size(self) -> int:
         """How many samples fit in the memory meant for the activations of a batch."""
-        return max(1, min(_LARGEST_BATCH, _BATCH_ELEMENTS // max(1, sum(self.elements.values()))))
+        return _fitting(_BATCH_ELEMENTS, self.elements)
+
+    def curvature_batch_size(self) -> int:
+        """How many samples a batch should have for traces of weights.
+
+        Cross terms between the samples of a batch add to the variance of each draw, so batches are as small as
+        the overhead of a pass allows.
+        """
+        return min(_LARGEST_CURVATURE_BATCH, _fitting(_CURVATURE_ELEMENTS, self.elements))
 
 
 def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
@@ -82,6 +93,10 @@ def calibrate(
                 progress("ranges of activations", seen.samples, None)
     seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
     return seen
+
+
+def _fitting(budget: int, elements: dict[str, int]) -> int:
+    return max(1, min(_LARGEST_BATCH, budget // max(1, sum(elements.values()))))
 
 
 def _samples(batch: Batch) -> int:

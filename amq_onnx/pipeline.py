@@ -107,7 +107,7 @@ def measure_sensitivity(
         method=options.method,
         relative_error=options.relative_error,
         max_probes=options.max_probes,
-        batch_size=seen.batch_size(),
+        batch_size=seen.curvature_batch_size(),
         seed=options.seed,
         progress=progress,
     )

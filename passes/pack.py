@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -88,7 +89,9 @@ class QuantizeBiases(Pass):
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         products: dict[tuple[str, str], gs.Variable] = {}
-        quantized = 0
+        taken = set(graph.tensors())
+        free = (name for number in count() if (name := f"{self.stem}b{number}") not in taken)
+        changed = False
         for node in list(graph.nodes):
             found = _biased(node)
             if found is None:
@@ -98,8 +101,8 @@ class QuantizeBiases(Pass):
             codes = np.rint(bias.values.astype(np.float64) / unit)
             if np.abs(codes).max(initial=0.0) >= 2.0**31 - 1:
                 continue
-            name = f"{self.stem}b{quantized}"
-            quantized += 1
+            name = next(free)
+            changed = True
             pair = (data_scale.name, weight_scale.name)
             if pair not in products:
                 products[pair] = gs.Variable(f"{name}s")
@@ -109,7 +112,7 @@ class QuantizeBiases(Pass):
             attributes = {"axis": 0} if weight_scale.values.ndim else {}
             graph.nodes.append(gs.Node("DequantizeLinear", "", attributes, [stored, products[pair]], [real]))
             node.inputs[2] = real
-        return quantized > 0
+        return changed
 
 
 def _quantizer(weight: gs.Tensor | None) -> gs.Node | None:

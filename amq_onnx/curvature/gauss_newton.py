@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.losses import Loss
-from amq_onnx.curvature.rademacher import rademacher_like
 
 
 def probe_gradients(
     scores: Sequence[Tensor], losses: Sequence[Loss], sites: Sequence[Tensor], generator: torch.Generator
 ) -> list[Tensor]:
-    """g = J' L v for each site, v Rademacher: E ||g||^2 is the trace of the site's Gauss-Newton block.
+    """g = J' L v for each site, v random with unit covariance: E ||g||^2 is the trace of the site's Gauss-Newton block.
 
     The block of a site x, for the loss summed over the samples of the batch, is sum_n J_n' H_n J_n with J_n =
     d scores_n / d x and H_n = L_n L_n' the loss's Hessian in the scores of sample n. Proof: E g g' = J' L E[v v']
@@ -29,7 +28,7 @@ def probe_gradients(
     pulled = []
     with torch.no_grad():
         for score, loss in zip(scores, losses, strict=True):
-            pulled.append(loss.root_product(score, rademacher_like(score, generator)))
+            pulled.append(loss.root_draw(score, generator))
     gradients = torch.autograd.grad(
         list(scores), list(sites), grad_outputs=pulled, retain_graph=True, allow_unused=True
     )

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from amq_onnx.curvature.rademacher import rademacher_like
 from amq_onnx.errors import DataError
 
 
@@ -29,6 +30,10 @@ class Loss(Protocol):
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """L v: `scores` and `vector` have the same shape, and so has the result."""
+        ...
+
+    def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
+        """L v for a random v of zero mean and unit covariance, independent between samples and positions."""
         ...
 
 
@@ -62,6 +67,24 @@ class SoftmaxLoss:
         product = root * vector - probability * (root * vector).sum(self.axis, keepdim=True)
         return product * _position_weight(scores, scores.shape[self.axis])
 
+    def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
+        """See Loss. v = s e_c / sqrt(q_c): one class c, drawn with chance q_c, and a random sign s.
+
+        E v v' = sum_c q_c e_c e_c' / q_c = I. With q_c in proportion to ||L e_c||^2 = p_c ||e_c - p||^2 every
+        draw has the same length ||L v||, so what varies between draws is the network's Jacobian alone: two
+        competing classes, the common case, give no variance at all, where Rademacher signs give 100 %.
+        """
+        probability = torch.softmax(scores, self.axis).movedim(self.axis, -1)
+        flat = probability.reshape(-1, probability.shape[-1])
+        # Where p is a unit vector to the last bit, L is zero and any class will do.
+        chance = (flat * (1 - 2 * flat + flat.square().sum(1, keepdim=True))).clamp_min(1e-30).cpu()
+        chance = chance / chance.sum(1, keepdim=True)
+        drawn = torch.multinomial(chance, 1, generator=generator)
+        sign = rademacher_like(chance.gather(1, drawn), generator)
+        vector = torch.zeros_like(chance).scatter_(1, drawn, sign / chance.gather(1, drawn).sqrt())
+        vector = vector.to(scores.device).reshape(probability.shape).movedim(-1, self.axis)
+        return self.root_product(scores, vector)
+
 
 @dataclass(frozen=True)
 class SigmoidLoss:
@@ -79,6 +102,10 @@ class SigmoidLoss:
         probability = torch.sigmoid(scores)
         spread = (probability * (1 - probability)).sqrt()
         return spread * vector * _position_weight(scores, _last(scores))
+
+    def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
+        """See Loss. v is Rademacher."""
+        return self.root_product(scores, rademacher_like(scores, generator))
 
 
 @dataclass(frozen=True)
@@ -100,6 +127,10 @@ class SquaredLoss:
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
         return vector * math.sqrt(self.scale)
+
+    def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
+        """See Loss. v is Rademacher."""
+        return self.root_product(scores, rademacher_like(scores, generator))
 
 
 def _last(scores: Tensor) -> int:

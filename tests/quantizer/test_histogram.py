@@ -69,7 +69,7 @@ def test_numbers_too_small_for_bins_of_their_own_count_by_sign(magnitude):
     histogram = filled([magnitude, 0.0, -magnitude], [1])
     centres, counts = histogram.centres()
     assert counts.tolist() == [1, 2]
-    assert (np.abs(centres) <= magnitude).all()
+    assert (np.abs(centres) <= np.float32(magnitude)).all()
     assert_same(histogram, filled([-magnitude, magnitude, 0.0]))
 
 

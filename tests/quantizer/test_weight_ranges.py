@@ -20,7 +20,7 @@ WEIGHTS = {
     "sparse": rng.standard_normal((12, 288)) * (rng.random((12, 288)) < 0.1),
     "tiny": rng.standard_normal((12, 288)) * 1e-12,
     "large": rng.standard_normal((12, 288)) * 1e6,
-    "channels of all sizes": rng.standard_normal((12, 100)) * 10.0 ** np.arange(-6, 6)[:, None],
+    "channels of all sizes": rng.standard_normal((12, 64)) * 10.0 ** np.arange(-6, 6)[:, None],
 }
 
 

@@ -1,0 +1,61 @@
+"""Calibration and test images of the shared data folder that AMQ_DATA names, for `--data real_data.py:function`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Batch = dict[str, NDArray[np.generic]]
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+_CHUNK = 100
+
+
+def data_folder() -> Path:
+    """The folder with models and images; exits with a sentence if AMQ_DATA doesn't name one."""
+    folder = Path(os.environ.get("AMQ_DATA", ""))
+    if not (folder / "cifar10_32.npz").is_file():
+        sys.exit("set AMQ_DATA to the folder with the benchmark models and data (benchmarks/README.md)")
+    return folder
+
+
+def _images(file: str, split: str, limit: int | None = None, *, labels: bool) -> Iterator[Batch]:
+    """Batches of normalised images [n, 3, H, W] of an archive of JPEGs."""
+    with np.load(data_folder() / file, allow_pickle=False) as archive:
+        blob, offsets = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offsets"]
+        classes = archive[f"{split}_labels"][:limit]
+    for start in range(0, len(classes), _CHUNK):
+        chosen = range(start, min(start + _CHUNK, len(classes)))
+        pixels = [Image.open(io.BytesIO(blob[offsets[i] : offsets[i + 1]])).convert("RGB") for i in chosen]
+        scaled = (np.stack([np.asarray(image) for image in pixels]).astype(np.float32) / 255 - _MEAN) / _DEVIATION
+        batch: Batch = {"input": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}
+        if labels:
+            batch["labels"] = classes[start : start + _CHUNK].astype(np.int64)
+        yield batch
+
+
+def resnet20_calibration() -> Iterator[Batch]:
+    """512 CIFAR-10 training images without labels."""
+    return _images("cifar10_32.npz", "train", 512, labels=False)
+
+
+def resnet20_test() -> Iterator[Batch]:
+    """The 10,000 CIFAR-10 test images."""
+    return _images("cifar10_32.npz", "test", labels=True)
+
+
+def mobilenetv2_calibration() -> Iterator[Batch]:
+    """400 ImageNet images without labels."""
+    return _images("imagenet_sample_224.npz", "calibration", labels=False)
+
+
+def mobilenetv2_test() -> Iterator[Batch]:
+    """The other 600 ImageNet images."""
+    return _images("imagenet_sample_224.npz", "test", labels=True)

@@ -1,0 +1,73 @@
+"""The files in the oldest onnxruntime that is supported, in a process of its own."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import onnx
+import pytest
+from small_graphs import initializers, operators, outputs
+
+from .networks import STEM, QuantizedNetwork, packed_layer, with_int32_bias
+
+PYTHON = os.environ.get("AMQ_OLDEST_PYTHON")
+pytestmark = [
+    pytest.mark.oldest,
+    pytest.mark.skipif(not PYTHON, reason="AMQ_OLDEST_PYTHON doesn't name the python of onnxruntime 1.16.3's venv"),
+]
+SCRIPT = """
+import glob, json, sys
+import numpy as np
+import onnxruntime
+
+print(onnxruntime.__version__)
+for path in sorted(glob.glob(sys.argv[1] + "/*.onnx")):
+    stem = path[: -len(".onnx")]
+    feeds = dict(np.load(stem + ".npz"))
+    for level in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, "ORT_" + level)
+        if level == "ENABLE_EXTENDED":
+            options.optimized_model_filepath = stem + ".optimized"
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        np.save(stem + "." + level + ".npy", session.run(None, feeds)[0])
+"""
+KERNELS = {"Conv": {"QLinearConv"}, "Gemm": {"QGemm"}, "MatMul": {"QLinearMatMul", "MatMulIntegerToFloat"}}
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_every_width_runs_the_same_on_integer_kernels(opset, tmp_path):
+    written = {}
+    for bits in range(1, 9):
+        for kind, shape in (("Conv", (5, 3, 3, 3)), ("Gemm", (7, 5)), ("MatMul", (7, 5))):
+            _, packed, _, feeds = packed_layer(kind, shape, bits, opset)
+            packed = with_int32_bias(packed)
+            written[f"{kind}{bits}"] = packed, feeds, float(initializers(packed)[f"{STEM}a1s"]), {kind: 1}
+    quantized = QuantizedNetwork(opset)
+    for weight_bits, activation_bits in ((8, 8), (5, 8), (3, 4), (1, 2)):
+        _, packed, step = quantized.build(weight_bits, activation_bits)
+        written[f"net{weight_bits}{activation_bits}"] = packed, quantized.feeds, step, {"Conv": 2, "Gemm": 1}
+    for name, (proto, feeds, _, _) in written.items():
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+        np.savez(tmp_path / f"{name}.npz", **feeds)
+    done = subprocess.run(
+        [PYTHON, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("1.16")
+    wrong = {}
+    for name, (proto, feeds, step, kinds) in written.items():
+        (here,) = outputs(proto, feeds)
+        for level in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
+            there = np.load(tmp_path / f"{name}.{level}.npy")
+            if np.abs(there - here).max() > 1.001 * step:
+                wrong[f"{name} {level}"] = float(np.abs(there - here).max() / step)
+        ran = operators(onnx.load(tmp_path / f"{name}.optimized"))
+        for kind, count in kinds.items():
+            if sum(ran.count(kernel) for kernel in KERNELS[kind]) != count or {"Gather", "Cast"} & set(ran):
+                wrong[f"{name} kernels"] = ran
+    assert not wrong, json.dumps(wrong, indent=1)
