@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,7 @@ def measure_sensitivity(
     progress: Progress | None = None,
 ) -> Sensitivity:
     """The table of every site at the asked widths, from one pass for ranges and a few for curvature."""
+    _require_weights(prepared)
     options = options or SensitivityOptions()
     heads, left_out = find_heads(prepared.model, options.loss)
     executor = Executor(prepared.model, device=options.device)
@@ -167,6 +169,7 @@ class Compiler:
         activation_average: float | None = None,
         keep_metadata: bool = False,
     ) -> None:
+        _require_weights(prepared)
         require_same_model(sensitivity.model, fingerprint(prepared.model), "the sensitivity table")
         self.prepared = prepared
         self.keep_metadata = keep_metadata
@@ -347,6 +350,13 @@ def check_widths(activation_bits: Sequence[int] | None, activation_average: floa
         )
     if activation_average is not None and activation_bits is None:
         raise UsageError("--activation-average has no meaning with --activation-bits float")
+    if activation_average is not None and not math.isfinite(activation_average):
+        raise UsageError(f"--activation-average {activation_average} is not a number of bits")
+
+
+def _require_weights(prepared: Prepared) -> None:
+    if not prepared.sites.weights:
+        raise UsageError("--exclude leaves no weight to quantize: exclude fewer sites")
 
 
 def dataset(data: str | Dataset | CalibrationDataReader | None, model: onnx.ModelProto) -> Dataset | None:

@@ -86,10 +86,14 @@ class Plan:
 
         Raises UsageError for a site that the model doesn't have.
         """
-        known = {site.name for site in prepared.sites.weights} | {site.name for site in prepared.sites.activations}
-        for name in (*self.weights, *self.activations):
-            if name not in known:
-                raise UsageError(f"the plan names site '{name}', which the model doesn't have")
+        sites = prepared.sites
+        for kind, named, known in (
+            ("weight", self.weights, {site.name for site in sites.weights}),
+            ("activation", self.activations, {site.name for site in sites.activations}),
+        ):
+            for name in named:
+                if name not in known:
+                    raise UsageError(f"the plan names {kind} '{name}', which the model doesn't have as one")
         found = {name: activation_encoding(*site.range, site.bits) for name, site in self.activations.items()}
         biases = prepared.biases()
         for site in prepared.sites.weights:

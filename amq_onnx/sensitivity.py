@@ -7,12 +7,14 @@ many budgets, without the data.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.quantizer.encoding import RangeMethod
 
 FORMAT = "amq-sensitivity"
 VERSION = 1
@@ -129,9 +131,36 @@ class Sensitivity:
                 )
                 for name, row in body.pop("activations").items()
             }
-            return cls(weights=weights, activations=activations, **body)
+            table = cls(weights=weights, activations=activations, **body)
+            table._check()
+            return table
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"'{origin}' is not a complete sensitivity table: {error}") from error
+
+    def _check(self) -> None:
+        """Raise ValueError for entries that can't be searched."""
+        if self.ranges not in get_args(RangeMethod):
+            raise ValueError(f"unknown ranges '{self.ranges}'")
+        if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):
+            raise ValueError("'loss' and 'left_float' are not objects")
+        for name, row in self.weights.items():
+            _require_numbers(name, row, row.squared_error.values())
+            if min(row.squared_error.values(), default=0) < 0:
+                raise ValueError(f"'{name}' has a squared error below 0")
+        for name, active in self.activations.items():
+            ends = [end for pair in active.ranges.values() for end in pair]
+            _require_numbers(name, active, [*active.perturbation.values(), *ends])
+            if set(active.ranges) != set(active.perturbation):
+                raise ValueError(f"'{name}' has ranges and perturbations of different widths")
+            if any(low > high for low, high in active.ranges.values()):
+                raise ValueError(f"'{name}' has a range whose ends are the wrong way round")
+
+
+def _require_numbers(name: str, row: WeightRow | ActivationRow, others: Iterable[float]) -> None:
+    if row.elements < 1:
+        raise ValueError(f"'{name}' has no elements")
+    if not all(math.isfinite(value) for value in (row.trace, *others)):
+        raise ValueError(f"'{name}' has an entry that is not a finite number")
 
 
 def parse_versioned(text: str, origin: str, format_name: str, version: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
-from amq_onnx.errors import AMQError
+from amq_onnx.errors import AMQError, UsageError
 
 _COMMANDS = {
     "quantize": "the whole way: measure, choose every width for a size, write, verify",
@@ -23,37 +24,45 @@ _COMMANDS = {
 _BUG = 70
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its complaints are one sentence like every other, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or that of the error (see amq_onnx.errors), or 70 for a bug of ours."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="amq", description="Automatic mixed-precision quantization of ONNX models, for onnxruntime."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported: `amq --help` needs neither torch nor onnxruntime.
-    for name, summary in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
-        if given[:1] == [name]:
-            module = import_module(f"amq_onnx.cli.{name}")
+    for entry, summary in _COMMANDS.items():
+        command = commands.add_parser(entry, help=summary, description=summary)
+        if given[:1] == [entry]:
+            module = import_module(f"amq_onnx.cli.{entry}")
             module.add_options(command)
             command.set_defaults(run=module.run)
-    parsed = parser.parse_args(given)
+    name = f"amq {given[0]}" if given[:1] and given[0] in _COMMANDS else "amq"
     try:
+        parsed = parser.parse_args(given)
         parsed.run(parsed)
     except AMQError as error:
-        print(f"amq {parsed.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"amq {parsed.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except (BrokenPipeError, MemoryError) as error:
-        print(f"amq {parsed.command}: {type(error).__name__}", file=sys.stderr)
+        print(f"{name}: {type(error).__name__}", file=sys.stderr)
         return _BUG
     except OSError as error:
-        print(f"amq {parsed.command}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"{name}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return AMQError.exit_code
     except Exception:
         traceback.print_exc()
-        print(f"amq {parsed.command}: this is a bug of amq; please report the lines above", file=sys.stderr)
+        print(f"{name}: this is a bug of amq; please report the lines above", file=sys.stderr)
         return _BUG
     return 0

@@ -145,10 +145,10 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         raise UsageError("--max-probes must be 2 or more: one draw has no standard error")
     if not arguments.relative_error > 0:
         raise UsageError("--relative-error must be above 0")
-    for option in ("curvature_samples", "limit"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise UsageError(f"--{option.replace('_', '-')} must be 1 or more")
+    if arguments.curvature_samples < 1:
+        raise UsageError("--curvature-samples must be 1 or more")
+    if arguments.seed < 0:
+        raise UsageError("--seed must be 0 or more")
     return SensitivityOptions(
         method=arguments.sensitivity,
         loss=arguments.loss,
@@ -176,10 +176,13 @@ def require_device(name: str) -> str:
 
 def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: bool = True) -> Dataset | None:
     """The data that --data or --random name. Raises UsageError if there are none and they are `required`."""
+    for option in ("limit", "random"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UsageError(f"--{option} must be 1 or more")
     if arguments.random is not None:
-        if arguments.random < 1:
-            raise UsageError("--random must be 1 or more")
-        return random_data(model, arguments.random, getattr(arguments, "seed", 0))
+        samples = min(arguments.random, arguments.limit or arguments.random)
+        return random_data(model, samples, getattr(arguments, "seed", 0))
     if arguments.data is not None:
         return open_data(arguments.data, model, arguments.limit)
     if required:

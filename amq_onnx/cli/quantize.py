@@ -11,8 +11,8 @@ from amq_onnx.errors import UsageError
 from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model, write_text
 from amq_onnx.pipeline import quantize
-from amq_onnx.runtime.session import PROVIDERS
-from amq_onnx.runtime.verification import require_gate
+from amq_onnx.runtime.session import PROVIDERS, silence_runtime
+from amq_onnx.runtime.verification import check_gate, require_gate
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is None and not arguments.dry_run:
         raise UsageError("give -o with the file to write, or --dry-run")
     options.require_writable(arguments, "output", "save_plan", "save_sensitivity", "json")
+    check_gate(arguments.metric, arguments.max_drop)
     bits, activation_bits = options.checked_widths(arguments)
     measurement = options.measurement(arguments)
     table = options.loaded_sensitivity(arguments.from_sensitivity)
     model = read_model(arguments.model)
     data = options.opened(arguments, model, required=table is None)
+    if arguments.max_drop is not None and data is None and arguments.eval is None:
+        raise UsageError("--max-drop needs --data or --eval to verify on")
+    silence_runtime()
     with console.progress() as progress:
         result = quantize(
             arguments.model,
@@ -75,7 +79,5 @@ def run(arguments: argparse.Namespace) -> None:
         console.note("measured on random inputs: sizes and latency mean something, accuracy doesn't")
     if not arguments.dry_run:
         console.line(f"wrote {arguments.output}")
-    if arguments.max_drop is not None:
-        if result.verification is None:
-            raise UsageError("--max-drop needs --data or --eval to verify on")
+    if result.verification is not None:
         require_gate(result.verification, arguments.max_drop)

@@ -10,8 +10,8 @@ from amq_onnx.cli.summary import print_verification, write_json
 from amq_onnx.errors import UsageError
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model
-from amq_onnx.runtime.session import PROVIDERS
-from amq_onnx.runtime.verification import require_gate, verify
+from amq_onnx.runtime.session import PROVIDERS, silence_runtime
+from amq_onnx.runtime.verification import check_gate, require_gate, verify
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     options.require_writable(arguments, "json")
+    check_gate(arguments.metric, arguments.max_drop)
+    if arguments.threads < 0:
+        raise UsageError("--threads must be 0 or more")
+    silence_runtime()
     entries = {}
     for entry in arguments.session_option:
         key, equals, value = entry.partition("=")
-        if not equals:
+        if not equals or not key:
             raise UsageError(f"--session-option '{entry}' is not KEY=VALUE")
         entries[key] = value
     model = read_model(arguments.model)

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from amq_onnx.errors import DataError, UsageError
+from amq_onnx.errors import AMQError, DataError, UsageError
 
 Batch = dict[str, NDArray[Any]]
 LABELS = "labels"
@@ -99,8 +99,12 @@ class Dataset:
             whole_only = False
         held: list[Batch] = []
         count = taken = 0
-        for raw in self.source():
+        labelled: bool | None = None
+        for raw in self._raw():
             chunk = self._checked(raw)
+            if labelled not in (None, LABELS in chunk):
+                raise DataError(f"{self.origin} has labels for some of its samples only")
+            labelled = LABELS in chunk
             samples = self._samples(chunk)
             if self.limit is not None and taken + samples > self.limit:
                 samples = self.limit - taken
@@ -115,6 +119,8 @@ class Dataset:
                 yield self._cut(joined, 0, size)
                 count -= size
                 held = [self._cut(joined, size, size + count)] if count else []
+            if taken == self.limit:
+                break
         if not taken:
             raise DataError(f"{self.origin} holds no samples")
         if count and not whole_only:
@@ -129,6 +135,18 @@ class Dataset:
     def has_labels(self) -> bool:
         """True if the data carry labels."""
         return any(LABELS in batch for batch in self.first(1).batches(1))
+
+    def _raw(self) -> Iterator[Mapping[str, Any]]:
+        """What the source yields; its own failures are errors in the data."""
+        try:
+            for raw in self.source():
+                if not isinstance(raw, Mapping):
+                    raise DataError(f"{self.origin} yields {type(raw).__name__}, not dicts of arrays by input name")
+                yield raw
+        except AMQError:
+            raise
+        except Exception as error:
+            raise DataError(f"{self.origin} failed: {type(error).__name__}: {error}") from error
 
     def _checked(self, raw: Mapping[str, Any]) -> Batch:
         batch: Batch = {}
@@ -249,5 +267,5 @@ def _load(path: Path) -> Batch:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"'{path}' can't be read as an .npz file: {error}") from error

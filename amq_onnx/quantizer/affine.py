@@ -22,7 +22,8 @@ def quantize(values: NDArray[np.float32], encoding: Encoding) -> NDArray[np.int3
 
     Division in float32 and rounding half to even are what onnxruntime does; a product with 1/scale differs.
     """
-    codes = np.divide(values, broadcast_scale(encoding, values.ndim), dtype=np.float32)
+    with np.errstate(over="ignore"):  # an infinite quotient is clipped like any other
+        codes = np.divide(values, broadcast_scale(encoding, values.ndim), dtype=np.float32)
     np.rint(codes, out=codes)
     # The float clip comes before the integer cast, so that huge quotients can't wrap around.
     low, high = encoding.code_range

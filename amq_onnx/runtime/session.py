@@ -20,6 +20,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+_FATAL = 4
 _EXACT_PRODUCTS = "session.x64quantprecision"
 
 
@@ -37,6 +38,11 @@ def require_one_runtime() -> None:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
             "uninstall both, then install the one you need"
         )
+
+
+def silence_runtime() -> None:
+    """Keep onnxruntime's own log off standard error, for a process that reports failures in its own words."""
+    onnxruntime.set_default_logger_severity(_FATAL)
 
 
 def open_session(
@@ -65,7 +71,7 @@ def open_session(
             "install the package that has it, or use --provider cpu"
         )
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
+    settings.log_severity_level = _FATAL
     settings.intra_op_num_threads = threads
     levels = {
         "none": "DISABLE_ALL",
@@ -75,14 +81,20 @@ def open_session(
     }
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{levels[level]}")
     for key, value in (options or {}).items():
-        settings.add_session_config_entry(key, value)
+        try:
+            settings.add_session_config_entry(key, value)
+        except RuntimeError as error:
+            raise UsageError(f"onnxruntime refuses the session option '{key}={value}': {error}") from error
     source = str(model) if isinstance(model, Path) else model
     name = f"'{model}'" if isinstance(model, Path) else "the model"
     chain = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
     try:
-        session = onnxruntime.InferenceSession(source, settings, providers=chain)
+        # Its own fallback to the CPU, here and in a run, would print to standard output and go on.
+        session = onnxruntime.InferenceSession(source, settings, providers=chain, enable_fallback=0)
     except Exception as error:  # onnxruntime's errors share no base class
         line = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        if provider != "cpu" and isinstance(error, (RuntimeError, ValueError)):
+            raise ProviderError(f"execution provider '{provider}' didn't start: {line}") from error
         raise ModelError(f"onnxruntime refuses {name}: {line}") from error
     if session.get_providers()[0] != wanted:
         raise ProviderError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,16 +126,27 @@ def verify(
 
 
 def require_gate(verification: Verification, max_drop: float | None) -> None:
-    """Raise GateError if the drop is above `max_drop`; UsageError for a metric whose drop means nothing."""
+    """Raise GateError if the drop is above `max_drop`; UsageError for what `check_gate` refuses."""
     if max_drop is None:
         return
-    if verification.metric == "sqnr":
-        raise UsageError("--max-drop has no meaning for --metric sqnr: use top1, agreement, cosine or a function")
+    check_gate(verification.metric, max_drop)
     if not verification.drop <= max_drop:
         raise GateError(
             f"{verification.metric} fell by {verification.drop:.4f} to {verification.quantized_score:.4f}, more than "
             f"--max-drop {max_drop:g} allows: give a larger --size"
         )
+
+
+def check_gate(metric: str | None, max_drop: float | None) -> None:
+    """Raise UsageError for an unknown metric, or one whose drop means nothing, before anything is measured."""
+    if metric is not None:
+        metric_named(metric)
+    if max_drop is None:
+        return
+    if math.isnan(max_drop):
+        raise UsageError("--max-drop nan is not a number")
+    if metric == "sqnr":
+        raise UsageError("--max-drop has no meaning for --metric sqnr: use top1, agreement, cosine or a function")
 
 
 def _notes(options: Mapping[str, str]) -> list[str]:

@@ -1,12 +1,10 @@
 """Small float64 networks whose second derivatives are known exactly, and what is compared with them."""
 
-import itertools
 import math
 
 import torch
 from torch.func import hessian, jacrev
 
-from amq_onnx.curvature import gauss_newton, hutchinson
 from amq_onnx.curvature.losses import SigmoidLoss, SoftmaxLoss, SquaredLoss
 
 DOUBLE = torch.float64
@@ -79,27 +77,47 @@ def hessian_block(function, point, loss, target):
     return hessian(lambda p: loss.value(function(p.reshape(point.shape)), target).sum())(point.reshape(-1))
 
 
-def enumerate_signs(monkeypatch, module, elements):
-    """Calls of rademacher_like in `module` walk through all sign vectors; returns how many there are.
+class EveryDraw:
+    """In place of random numbers: walks through all that could be drawn, each with its probability."""
 
-    elements: how many signs one probe draws, over all of its calls.
-    """
-    signs = itertools.product((1.0, -1.0), repeat=elements)
-    held = iter(())
+    def __init__(self, monkeypatch, *modules):
+        for module in modules:
+            monkeypatch.setattr(module, "rademacher_like", self._signs)
+        monkeypatch.setattr(torch, "multinomial", self._classes)
+        self._path = []
 
-    def next_signs(tensor, generator):
-        nonlocal held
-        drawn = []
-        while len(drawn) < tensor.numel():
-            value = next(held, None)
-            if value is None:
-                held = iter(next(signs))
-                continue
-            drawn.append(value)
-        return torch.tensor(drawn, dtype=tensor.dtype).reshape(tensor.shape)
+    def mean(self, draw):
+        """The expected value of what `draw` returns, exactly; `draw` must draw the same number of things each time."""
+        total, self._path, more = 0.0, [], True
+        while more:
+            self._position, self._probability = 0, 1.0
+            value = draw()
+            total = total + self._probability * value
+            more = self._next_path()
+        return total
 
-    monkeypatch.setattr(module, "rademacher_like", next_signs)
-    return 2**elements
+    def _next_path(self):
+        while self._path and self._path[-1][0] == self._path[-1][1] - 1:
+            self._path.pop()
+        if self._path:
+            self._path[-1][0] += 1
+        return bool(self._path)
+
+    def _pick(self, chances):
+        if self._position == len(self._path):
+            self._path.append([0, len(chances)])
+        index = self._path[self._position][0]
+        self._position += 1
+        self._probability *= chances[index]
+        return index
+
+    def _signs(self, tensor, generator):
+        signs = [1.0 - 2.0 * self._pick([0.5, 0.5]) for _ in range(tensor.numel())]
+        return torch.tensor(signs, dtype=tensor.dtype).reshape(tensor.shape)
+
+    def _classes(self, chances, count, generator=None):
+        assert count == 1
+        return torch.tensor([[self._pick(row)] for row in chances.tolist()])
 
 
 def mean_and_error(draws):
@@ -108,4 +126,3 @@ def mean_and_error(draws):
 
 
 LOSSES = {"softmax": SoftmaxLoss(), "sigmoid": SigmoidLoss(), "squared": SquaredLoss(0.3)}
-__all__ = ["LOSSES", "ConvNet", "Perceptron", "gauss_newton", "hutchinson"]

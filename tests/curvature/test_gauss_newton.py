@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from amq_onnx.curvature import gauss_newton
+from amq_onnx.curvature import losses as losses_module
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.losses import SoftmaxLoss, SquaredLoss
 
-from .networks import LOSSES, ConvNet, Perceptron, enumerate_signs, gauss_newton_block, mean_and_error
+from .networks import LOSSES, ConvNet, EveryDraw, Perceptron, gauss_newton_block, mean_and_error
 
 NETWORKS = {"perceptron": Perceptron, "convolutions": ConvNet}
 PROBES = 3000
@@ -52,14 +52,17 @@ def test_mean_over_probes_agrees_with_the_exact_traces(kind, loss):
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("positions", [None, 2])
-def test_all_sign_vectors_give_the_exact_traces(loss, positions, monkeypatch):
-    network = Perceptron(classes=3, samples=2, positions=positions)
+def test_all_that_can_be_drawn_gives_the_exact_traces(loss, positions, monkeypatch):
+    network = Perceptron(classes=3 if positions is None else 2, samples=2, positions=positions)
     exact, exact_samples = exact_traces(network, loss)
-    count = enumerate_signs(monkeypatch, gauss_newton, network.scores(network.weights).numel())
-    drawn, drawn_samples = probe(network, loss, count)
-    for name, draws in drawn.items():
-        torch.testing.assert_close(torch.stack(draws).mean(), exact[name], rtol=1e-11, atol=0)
-    torch.testing.assert_close(torch.stack(drawn_samples).mean(0), exact_samples, rtol=1e-11, atol=0)
+
+    def draw():
+        of_weights, of_samples = probe(network, loss, 1)
+        return torch.cat([torch.stack([found[0] for found in of_weights.values()]), of_samples[0]])
+
+    mean = EveryDraw(monkeypatch, losses_module).mean(draw)
+    expected = torch.cat([torch.stack(list(exact.values())), exact_samples])
+    torch.testing.assert_close(mean, expected, rtol=1e-10, atol=0)
 
 
 def test_several_outputs_add_their_blocks(monkeypatch):
@@ -67,21 +70,27 @@ def test_several_outputs_add_their_blocks(monkeypatch):
     losses = [SoftmaxLoss(), SquaredLoss(0.5)]
     weight = network.weights["w1"].clone().requires_grad_()
     scores = network.scores({**network.weights, "w1": weight})
-    outputs = [scores, scores.sin()]
+
+    def first(values):
+        return network.scores({**network.weights, "w1": values})
+
+    functions = [first, lambda values: first(values).sin()]
     exact = sum(
         gauss_newton_block(function, network.weights["w1"], loss).trace()
-        for loss, function in zip(
-            losses,
-            (
-                lambda p: network.scores({**network.weights, "w1": p}),
-                lambda p: network.scores({**network.weights, "w1": p}).sin(),
-            ),
-            strict=True,
-        )
+        for function, loss in zip(functions, losses, strict=True)
     )
-    count = enumerate_signs(monkeypatch, gauss_newton, 8)
-    draws = [probe_gradients(outputs, losses, [weight], torch.Generator())[0].square().sum() for _ in range(count)]
-    torch.testing.assert_close(torch.stack(draws).mean(), exact.detach(), rtol=1e-11, atol=0)
+    mean = EveryDraw(monkeypatch, losses_module).mean(
+        lambda: probe_gradients([scores, scores.sin()], losses, [weight], torch.Generator())[0].square().sum()
+    )
+    torch.testing.assert_close(mean, exact.detach(), rtol=1e-10, atol=0)
+
+
+def test_two_classes_have_no_variance():
+    network = Perceptron(classes=2, samples=1)
+    exact, _ = exact_traces(network, SoftmaxLoss())
+    drawn, _ = probe(network, SoftmaxLoss(), 20)
+    for name, draws in drawn.items():
+        torch.testing.assert_close(torch.stack(draws), exact[name].expand(20), rtol=1e-10, atol=0)
 
 
 def test_same_seed_same_probe_other_seed_another():

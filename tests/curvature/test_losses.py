@@ -37,6 +37,35 @@ def test_root_of_saturated_scores_is_finite_and_zero():
         assert product[0, [0, 2]].abs().max() == 0.0
 
 
+@pytest.mark.parametrize(("loss", "shape"), CASES.values(), ids=CASES)
+def test_draws_have_the_hessian_for_covariance_and_no_mean(loss, shape):
+    scores = draw(*shape, seed=3, scale=2.0)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([loss.root_draw(scores, generator).reshape(-1) for _ in range(4000)])
+    products = draws[:, :, None] * draws[:, None, :]
+    hessian = score_hessian(loss, scores)
+    assert ((products.mean(0) - hessian).abs() <= 5 * products.std(0) / len(draws) ** 0.5 + 1e-12).all()
+    assert (draws.mean(0).abs() <= 5 * draws.std(0) / len(draws) ** 0.5).all()
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (3, 4)), (1, (2, 4, 2, 3))])
+def test_softmax_draws_have_one_length_at_each_position(axis, shape):
+    scores = draw(*shape, seed=3, scale=2.0)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.stack([SoftmaxLoss(axis).root_draw(scores, generator).square().sum(axis) for _ in range(50)])
+    torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths), rtol=1e-9, atol=0)
+
+
+def test_softmax_draws_of_certain_and_saturated_scores_are_finite():
+    scores = torch.tensor([[1e4, 0.0, -1e4], [20.0, 0.0, 0.0], [0.0, 90.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        drawn = SoftmaxLoss().root_draw(scores, generator)
+        assert torch.isfinite(drawn).all()
+        assert drawn[0].abs().max() == 0.0
+        assert drawn[1].abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
 def test_softmax_value_is_cross_entropy_averaged_over_positions(shape):
     scores = draw(*shape, scale=2.0)

@@ -17,6 +17,7 @@ SAMPLES = {
     "swish-like": (lambda x: x / (1 + np.exp(-x)))(rng.standard_normal(20_000) * 2),
     "skewed": np.append(rng.standard_normal(20_000) * 0.3, [8.0, -1.0]),
     "heavy tails": rng.standard_t(3, 20_000),
+    "outliers on one side": np.append(rng.uniform(-1, 1, 20_000), np.full(20, 8.0)),
     "positive, far from zero": rng.uniform(5, 6, 20_000),
     "negative": -np.abs(rng.standard_normal(20_000)),
 }

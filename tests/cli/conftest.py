@@ -1,0 +1,60 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cli import networks
+
+from amq_onnx.cli.main import main
+
+
+@pytest.fixture
+def amq(capfd):
+    """Runs a command in this process: its exit code, and what it and the libraries under it print."""
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory):
+    """A model, its data with the labels that the float model gives, and a sensitivity table, all files."""
+    folder = tmp_path_factory.mktemp("case")
+    model = networks.conv_net()
+    images = networks.images()
+    labels = networks.run_float(model, {"image": images})["scores"].argmax(1)
+    np.savez(folder / "data.npz", image=images, labels=labels)
+    np.savez(folder / "unlabelled.npz", image=images)
+    networks.save(model, folder / "model.onnx")
+    table = folder / "sensitivity.json"
+    arguments = ["sensitivity", folder / "model.onnx", "-o", table, "--data", folder / "data.npz", *networks.FAST]
+    assert main([str(argument) for argument in [*arguments, "--activation-bits", "4-8"]]) == 0
+    plan = folder / "plan.json"
+    arguments = ["quantize", folder / "model.onnx", "--dry-run", "--size", "0.3", "--from-sensitivity", table]
+    assert main([str(argument) for argument in [*arguments, "--save-plan", plan]]) == 0
+    return SimpleNamespace(
+        folder=folder,
+        model=folder / "model.onnx",
+        data=folder / "data.npz",
+        unlabelled=folder / "unlabelled.npz",
+        table=table,
+        plan=plan,
+        bytes=(folder / "model.onnx").stat().st_size,
+    )
+
+
+@pytest.fixture
+def read_json():
+    def read(path):
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+
+    return read
+
+
+def _no_constant(name):
+    raise AssertionError(f"{name} is not JSON")
