@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amq_onnx.errors import AMQError as AMQError
+    from amq_onnx.measurement import SensitivityOptions as SensitivityOptions
     from amq_onnx.model.data import Dataset as Dataset
     from amq_onnx.model.data import open_data as open_data
     from amq_onnx.pipeline import Result as Result
-    from amq_onnx.pipeline import SensitivityOptions as SensitivityOptions
     from amq_onnx.pipeline import quantize as quantize
     from amq_onnx.plan import Plan as Plan
     from amq_onnx.runtime.verification import Verification as Verification
@@ -27,7 +27,7 @@ _HOMES = {
     "Plan": "amq_onnx.plan",
     "Result": "amq_onnx.pipeline",
     "Sensitivity": "amq_onnx.sensitivity",
-    "SensitivityOptions": "amq_onnx.pipeline",
+    "SensitivityOptions": "amq_onnx.measurement",
     "Verification": "amq_onnx.runtime.verification",
     "open_data": "amq_onnx.model.data",
     "quantize": "amq_onnx.pipeline",

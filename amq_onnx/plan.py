@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class Plan:
                 if not (np.isfinite(low) and np.isfinite(high) and low <= high):
                     raise UsageError(f"'{origin}' gives activation '{name}' the range {low} to {high}")
                 activations[name] = ActivationPlan(_width(site["bits"], name, origin, 2), (low, high))
-            if body["ranges"] not in ("mse", "minmax", "percentile"):
+            if body["ranges"] not in get_args(RangeMethod):
                 raise UsageError(f"'{origin}' asks for unknown ranges '{body['ranges']}'")
             return cls(str(body["model"]), body["ranges"], weights, activations, dict(body.get("left_float", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

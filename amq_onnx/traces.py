@@ -21,6 +21,7 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.quantizer.encoding import Encoding
+from amq_onnx.quantizer.histogram import StreamingHistogram
 
 Method = Literal["gauss-newton", "hessian"]
 # Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
@@ -117,6 +118,53 @@ def measure_traces(
     return sweep.result(probes, converged)
 
 
+def weigh_histograms(
+    executor: Executor,
+    data: Dataset,
+    histograms: Mapping[str, StreamingHistogram],
+    heads: Sequence[Head],
+    losses: Sequence[Loss],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Weigh the bins of each activation's histogram by the curvature of the values in them.
+
+    One Gauss-Newton probe a sample: the square of an element's gradient is an unbiased draw of its diagonal entry
+    (see probe_gradients), and a bin sums many. Memory is that of one batch.
+    """
+    names = list(histograms)
+    samples = 0
+    for unit, batch in enumerate(data.batches(batch_size)):
+        found = _forward(executor, tensors(batch, executor.device), {}, heads, names)
+        scores = [found[head.tensor] for head in heads]
+        generator = torch.Generator().manual_seed(_mixed(seed, -1, unit))
+        gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
+        for name, gradient in zip(names, gradients, strict=True):
+            value = found[name].detach().float().cpu().numpy()
+            histograms[name].weigh(value, gradient.square_().float().cpu().numpy())
+        samples += len(scores[0])
+        if progress is not None:
+            progress("curvature of ranges", samples, None)
+
+
+def _forward(
+    executor: Executor,
+    inputs: dict[str, Tensor],
+    leaves: Mapping[str, Tensor],
+    heads: Sequence[Head],
+    activations: Sequence[str],
+) -> dict[str, Tensor]:
+    """Scores and activations of one batch, all in one autograd graph.
+
+    Inputs take part in the graph, so that every activation behind them can be differentiated.
+    """
+    feeds = {name: tensor.requires_grad_() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    names = list(dict.fromkeys([*(head.tensor for head in heads), *activations]))
+    return executor.run({**feeds, **leaves}, names)
+
+
 class _Sweep:
     """Adds batches to the running means of all sites."""
 
@@ -151,14 +199,9 @@ class _Sweep:
         self._first = True
 
     def add_batch(self, unit: int, batch: Batch, probe: int, draws: int) -> None:
-        inputs = tensors(batch, self.executor.device)
-        # Inputs take part in the graph, so that every activation behind them can be differentiated.
-        feeds = {
-            name: tensor.requires_grad_() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
-        }
-        names = list(dict.fromkeys([*(head.tensor for head in self.heads), *self.activations]))
-        found = self.executor.run({**feeds, **self.leaves}, names)
-        found |= {name: feeds[name] for name in self.activations if name in feeds}
+        found = _forward(
+            self.executor, tensors(batch, self.executor.device), self.leaves, self.heads, list(self.activations)
+        )
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
         samples = len(scores[0])

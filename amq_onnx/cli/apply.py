@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from amq_onnx.cli import console, options
+from amq_onnx.compiler import compile_plan
 from amq_onnx.model.file import file_bytes, fingerprint, read_model, write_model
-from amq_onnx.pipeline import compile_plan
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import read_json_file, require_same_model

@@ -56,8 +56,8 @@ def _call(where: str) -> Any:
     sys.path.insert(0, "")  # the user's folder, as `python -m` has it
     try:
         function = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise UsageError(f"module '{module}' can't be imported: {error}") from error
+    except Exception as error:  # the module is the user's: anything may happen while it is imported
+        raise UsageError(f"module '{module}' can't be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
     if not callable(function):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from amq_onnx.cli import console, options
 from amq_onnx.cli.summary import mean_bits, write_json
+from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
 from amq_onnx.model.file import file_bytes, read_model
-from amq_onnx.pipeline import Compiler
 from amq_onnx.rewriting import prepare
 
 _SHOWN = 20

@@ -34,9 +34,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or that of the error (see amq_onnx.errors), or 70 for a bug of ours."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(
-        prog="amq", description="Automatic mixed-precision quantization of ONNX models, for onnxruntime."
-    )
+    parser = _Parser(prog="amq", description="Automatic mixed-precision quantization of ONNX models, for onnxruntime.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported: `amq --help` needs neither torch nor onnxruntime.
     for entry, summary in _COMMANDS.items():

@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx
 
 from amq_onnx.errors import UsageError
+from amq_onnx.measurement import SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
-from amq_onnx.pipeline import SensitivityOptions, check_widths
+from amq_onnx.pipeline import check_widths
 from amq_onnx.sensitivity import Sensitivity, read_json_file
 
 
@@ -109,7 +110,7 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ranges",
-        choices=["mse", "minmax", "percentile"],
+        choices=["curvature", "mse", "minmax", "percentile"],
         default=default.ranges,
         help="how ranges are found",
     )

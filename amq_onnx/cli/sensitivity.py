@@ -7,9 +7,9 @@ from pathlib import Path
 
 from amq_onnx.cli import console, options
 from amq_onnx.cli.summary import print_sensitivity
+from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model, write_text
-from amq_onnx.pipeline import measure_sensitivity
 from amq_onnx.rewriting import prepare
 
 

@@ -8,44 +8,42 @@ from numpy.typing import NDArray
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
-_CANDIDATES = 48
-_SWEEPS = 2
+_COARSE = np.geomspace(1.0, 0.02, 48)
+_FINE = np.linspace(0.92, 1.08, 17)
 _PERCENTILE = 99.99
 
 
-def activation_range(histogram: StreamingHistogram, bits: int, method: RangeMethod = "mse") -> tuple[float, float]:
+def activation_range(
+    histogram: StreamingHistogram, bits: int, method: RangeMethod = "curvature"
+) -> tuple[float, float]:
     """The real range (low <= 0 <= high) that `bits` bits should cover.
 
-    `minmax` is all that was seen, `percentile` leaves out the outermost 0.01 % of each side, `mse` has the
-    least squared error over what was seen (a search over the lower and the upper end in turn).
+    `minmax` is all that was seen, `percentile` leaves out the outermost 0.01 % of each side, `mse` has the least
+    squared error over what was seen, `curvature` the least squared error weighted by the histogram's weights
+    (the diagonal of the loss's curvature), which tells outliers that matter from those that don't.
     """
     if not histogram.count or histogram.minimum == histogram.maximum == 0.0:
         return 0.0, 1.0
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
     if method == "minmax":
         return low, high
-    centres, counts = histogram.centres()
+    centres, amounts = histogram.centres(weighted=method == "curvature")
+    shares = amounts / amounts.sum()
     if method == "percentile":
-        share = np.cumsum(counts) / counts.sum() * 100
+        percent = np.cumsum(shares) * 100
         last = len(centres) - 1
-        lower = centres[min(int(np.searchsorted(share, 100 - _PERCENTILE)), last)]
-        upper = centres[min(int(np.searchsorted(share, _PERCENTILE)), last)]
+        lower = centres[min(int(np.searchsorted(percent, 100 - _PERCENTILE)), last)]
+        upper = centres[min(int(np.searchsorted(percent, _PERCENTILE)), last)]
         clipped = min(float(lower), 0.0), max(float(upper), 0.0)
         return clipped if clipped[0] < clipped[1] else (low, high)
-    weights = counts / counts.sum()
-    factors = np.geomspace(1.0, 0.02 if bits <= 4 else 0.1, _CANDIDATES)
-    best_low, best_high = low, high
-    best = float(_errors(centres, weights, np.array([low]), np.array([high]), bits)[0])
-    # Both ends shrink together first (the common case of symmetric tails), then each in turn.
-    best_low, best_high, best = _better(
-        centres, weights, low * factors, high * factors, bits, (best_low, best_high, best)
-    )
-    for _ in range(_SWEEPS):
-        fixed = np.full(_CANDIDATES, best_low)
-        best_low, best_high, best = _better(centres, weights, fixed, high * factors, bits, (best_low, best_high, best))
-        fixed = np.full(_CANDIDATES, best_high)
-        best_low, best_high, best = _better(centres, weights, low * factors, fixed, bits, (best_low, best_high, best))
-    return best_low, best_high
+    search = _Search(centres, shares, bits, low, high)
+    # Both ends shrink together first (the common case of symmetric tails), then each in turn, then finely.
+    search.try_ranges(low * _COARSE, high * _COARSE)
+    for factors in (_COARSE, _COARSE, _FINE):
+        start_low, start_high = (low, high) if factors is _COARSE else (search.low, search.high)
+        search.try_ranges(np.full(len(factors), search.low), start_high * factors)
+        search.try_ranges(start_low * factors, np.full(len(factors), search.high))
+    return search.low, search.high
 
 
 def activation_encoding(low: float, high: float, bits: int) -> Encoding:
@@ -65,31 +63,33 @@ def activation_encoding(low: float, high: float, bits: int) -> Encoding:
     return Encoding(bits=bits, signed=False, scale=np.asarray(scale, np.float32), zero_point=zero_point)
 
 
-def _better(
-    centres: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    lows: NDArray[np.float64],
-    highs: NDArray[np.float64],
-    bits: int,
-    best: tuple[float, float, float],
-) -> tuple[float, float, float]:
-    errors = _errors(centres, weights, lows, highs, bits)
-    index = int(np.argmin(errors))
-    if errors[index] < best[2]:
-        return float(lows[index]), float(highs[index]), float(errors[index])
-    return best
+class _Search:
+    """The best range so far, by mean squared error over the bins."""
 
+    def __init__(
+        self,
+        centres: NDArray[np.float64],
+        shares: NDArray[np.float64],
+        bits: int,
+        low: float,
+        high: float,
+    ) -> None:
+        self.centres = centres
+        self.shares = shares
+        self.levels = 2**bits - 1
+        self.low = low
+        self.high = high
+        self.error = float(self._errors(np.array([low]), np.array([high]))[0])
 
-def _errors(
-    centres: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    lows: NDArray[np.float64],
-    highs: NDArray[np.float64],
-    bits: int,
-) -> NDArray[np.float64]:
-    """Mean squared error of each candidate range, [candidates]."""
-    levels = 2**bits - 1
-    scale = np.maximum((highs - lows) / levels, 1e-300)[:, None]
-    zero = np.clip(np.rint(-lows[:, None] / scale), 0, levels)
-    codes = np.clip(np.rint(centres[None, :] / scale), -zero, levels - zero)
-    return np.asarray(np.square(codes * scale - centres[None, :]) @ weights)
+    def try_ranges(self, lows: NDArray[np.float64], highs: NDArray[np.float64]) -> None:
+        """Take the best of the candidate ranges, [candidates], if it is better."""
+        errors = self._errors(lows, highs)
+        index = int(np.argmin(errors))
+        if errors[index] < self.error:
+            self.low, self.high, self.error = float(lows[index]), float(highs[index]), float(errors[index])
+
+    def _errors(self, lows: NDArray[np.float64], highs: NDArray[np.float64]) -> NDArray[np.float64]:
+        scale = np.maximum((highs - lows) / self.levels, 1e-300)[:, None]
+        zero = np.clip(np.rint(-lows[:, None] / scale), 0, self.levels)
+        codes = np.clip(np.rint(self.centres[None, :] / scale), -zero, self.levels - zero)
+        return np.asarray(np.square(codes * scale - self.centres[None, :]) @ self.shares)

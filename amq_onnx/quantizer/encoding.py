@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 MAX_BITS = 8
 
-RangeMethod = Literal["mse", "minmax", "percentile"]
+RangeMethod = Literal["curvature", "mse", "minmax", "percentile"]
+"""How ranges are found; for weights `curvature` is `mse`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +26,7 @@ class StreamingHistogram:
         self._half = bins
         self._exponent: int | None = None
         self._counts = np.zeros(2 * bins, np.int64)
+        self._weights = np.zeros(2 * bins)
         self.minimum = np.inf
         self.maximum = -np.inf
 
@@ -48,26 +51,49 @@ class StreamingHistogram:
         if self._exponent is None:  # nothing but zeros so far
             self._counts[self._half] += flat.size
             return
-        # The width is a power of two, so the product is exact and bins don't depend on rounding. A chunk and
-        # its indices stay in a core's cache: eight times as fast as one pass over all.
-        inverse = np.float32(2.0**-self._exponent)
-        index = np.empty(_CHUNK, np.intp)
-        for start in range(0, flat.size, _CHUNK):
-            scaled = flat[start : start + _CHUNK] * inverse
-            np.floor(scaled, out=scaled)
-            part = index[: scaled.size]
-            part[:] = scaled
-            part += self._half
-            self._counts += np.bincount(part, minlength=2 * self._half)
+        for index, _ in self._indices(flat):
+            self._counts += np.bincount(index, minlength=2 * self._half)
 
-    def centres(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Centres of the bins that counted something, and their counts, in rising order."""
+    def weigh(self, values: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
+        """Add `weights` to the bins of `values`, of the same size; values that `update` has seen."""
+        flat, added = np.ravel(values), np.ravel(weights)
+        if self._exponent is None:
+            self._weights[self._half] += float(added.sum(dtype=np.float64))
+            return
+        for index, chunk in self._indices(flat):
+            np.clip(index, 0, 2 * self._half - 1, out=index)
+            self._weights += np.bincount(index, added[chunk], minlength=2 * self._half)
+
+    def centres(self, weighted: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres of the bins that counted something, in rising order, and each one's count.
+
+        weighted: sums of weights rather than counts, where there are weights.
+        """
         used = np.flatnonzero(self._counts)
         width = 0.0 if self._exponent is None else 2.0**self._exponent
         centres = np.clip((used - self._half + 0.5) * width, self.minimum, self.maximum)
         if width == 0.0:
             centres = np.zeros(len(used))
-        return centres, self._counts[used]
+        amounts = self._counts[used].astype(np.float64)
+        # An estimate of a Hessian's diagonal may be negative in a bin; no error can be worth less than nothing.
+        weights = np.maximum(self._weights[used], 0.0)
+        if weighted and weights.sum() > 0:
+            amounts = weights
+        return centres, amounts
+
+    def _indices(self, flat: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.intp], slice]]:
+        """Bins of `flat`, chunk by chunk: a chunk and its indices stay in a core's cache, which is eight times as
+        fast as one pass over all. The width is a power of two, so the product is exact."""
+        inverse = np.float32(2.0 ** -(self._exponent or 0))
+        index = np.empty(_CHUNK, np.intp)
+        for start in range(0, flat.size, _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, flat.size))
+            scaled = flat[chunk] * inverse
+            np.floor(scaled, out=scaled)
+            part = index[: scaled.size]
+            part[:] = scaled
+            part += self._half
+            yield part, chunk
 
     def _widen(self, magnitude: float) -> None:
         if magnitude == 0.0:

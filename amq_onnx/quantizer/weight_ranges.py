@@ -48,9 +48,9 @@ def weight_encodings(
 ) -> WeightEncodings:
     """Symmetric signed encodings of `weight`, one scale per index of `axis`, for each of `widths`.
 
-    `mse` searches, per channel and width, the scale of least squared error: exactly in short channels, in long ones
-    by a geometric grid around the min-max scale, then alternating least squares (codes for the scale, the best scale
-    for the codes).
+    `mse` (and `curvature`, which differs for activations only) searches, per channel and width, the scale of least
+    squared error: exactly in short channels, in long ones by a geometric grid around the min-max scale, then
+    alternating least squares (codes for the scale, the best scale for the codes).
     """
     rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
@@ -88,7 +88,7 @@ def _scales(
     # A channel of zeros (or of denormals, whose scale would be zero) takes a scale of 1: every code is 0.
     full = np.where(magnitude > 1e-30, magnitude / np.float32(widest), 1.0).astype(np.float32)
     best, best_error = full, _squared_error(rows, full, low, high)
-    if method != "mse":
+    if method not in ("mse", "curvature"):
         return best, best_error
     if rows.shape[1] <= _EXACT_ELEMENTS:
         candidate = np.where(magnitude > 1e-30, _best_scale(rows, low, high), full).astype(np.float32)

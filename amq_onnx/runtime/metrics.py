@@ -98,7 +98,9 @@ class Cosine(Metric):
         first, second = _flat(reference), _flat(outputs)
         norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         dots = np.einsum("ij,ij->i", first, second)
-        self._sum += float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), norms == 0).sum())
+        # Zeros point nowhere: like zeros, and unlike anything else.
+        both_zero = ~first.any(1) & ~second.any(1)
+        self._sum += float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero).sum())
         self._seen += len(first)
 
     def score(self) -> float:
@@ -121,8 +123,10 @@ class Sqnr(Metric):
         self._noise += float(np.square(second - first).sum())
 
     def score(self) -> float:
-        """See Metric: infinite where there is no noise."""
-        return float("inf") if self._noise == 0 else float(10 * np.log10(self._signal / self._noise))
+        """See Metric: infinite where there is no noise, minus infinity where there is nothing else."""
+        if self._noise == 0:
+            return float("inf")
+        return float(10 * np.log10(self._signal / self._noise)) if self._signal else float("-inf")
 
 
 class UserMetric(Metric):
@@ -143,9 +147,12 @@ class UserMetric(Metric):
 
     def score(self) -> float:
         """See Metric. Raises DataError if the function fails or returns no number."""
-        joined = {name: np.concatenate([batch[name] for batch in self._outputs]) for name in self._outputs[0]}
-        labels = np.concatenate(self._labels) if self._labels else None
         try:
+            joined = {
+                name: np.concatenate([np.atleast_1d(batch[name]) for batch in self._outputs])
+                for name in self._outputs[0]
+            }
+            labels = np.concatenate(self._labels) if self._labels else None
             return float(self._function(joined, labels))
         except Exception as error:
             raise DataError(f"metric '{self.name}' failed: {type(error).__name__}: {error}") from error
@@ -178,7 +185,10 @@ def _scores(outputs: Outputs, metric: str) -> NDArray[Any]:
 
 
 def _flat(outputs: Outputs) -> NDArray[np.float64]:
-    parts = [array.reshape(len(array), -1).astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"]
-    if not parts:
+    """A row a sample; one row for all where the float outputs differ in their first dimension, or have none."""
+    floats = [array.astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"]
+    if not floats:
         raise UsageError("the model has no float output to compare: use --metric script.py:function")
-    return np.concatenate(parts, axis=1)
+    counts = {len(array) if array.ndim else None for array in floats}
+    rows = counts.pop() if len(counts) == 1 else None
+    return np.concatenate([array.reshape(rows or 1, -1) for array in floats], axis=1)

@@ -16,7 +16,7 @@ from amq_onnx.errors import DataError, GateError, ModelError, UsageError
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import file_bytes
 from amq_onnx.runtime.latency import Latency, alternate
-from amq_onnx.runtime.metrics import Metric, metric_named
+from amq_onnx.runtime.metrics import Metric, UserMetric, metric_named
 from amq_onnx.runtime.session import exact_options, open_session
 
 _BATCH = 32
@@ -94,19 +94,28 @@ def verify(
     float_metric, quantized_metric = makers(), makers()
     errors = {name: _RunningError() for name in names}
     samples = 0
+    unequal: dict[str, str] = {}
     for batch in _chain(head, batches):
         outputs = _run(first, names, batch)
         found = _run(second, names, batch)
         labels = batch.get(LABELS)
+        for name in names:
+            if outputs[name].shape != found[name].shape:
+                shapes = f"shape {found[name].shape} where the full-precision model's has {outputs[name].shape}"
+                unequal.setdefault(name, f"output '{name}' has {shapes}")
+        if unequal and not isinstance(quantized_metric, UserMetric):
+            reason = next(iter(unequal.values()))
+            raise ModelError(f"{reason}, so they can't be compared: use --metric script.py:function")
         _add(float_metric, outputs, outputs, labels)
         _add(quantized_metric, outputs, found, labels)
         for name in names:
-            errors[name].add(outputs[name], found[name])
+            if name not in unequal:
+                errors[name].add(outputs[name], found[name])
         samples += len(next(array for array in batch.values() if array.ndim))
         if progress is not None:
             progress("verification", samples, None)
     float_score, quantized_score = float_metric.score(), quantized_metric.score()
-    one = _one_sample(head)
+    one = next(data.batches(1))
     latency = alternate(lambda: _run(first, names, one), lambda: _run(second, names, one))
     return Verification(
         provider=provider,
@@ -116,12 +125,12 @@ def verify(
         float_score=float_score,
         quantized_score=quantized_score,
         drop=float_score - quantized_score,
-        outputs={name: error.result() for name, error in errors.items() if error.count},
+        outputs={name: error.result() for name, error in errors.items() if error.count and name not in unequal},
         float_bytes=file_bytes(reference),
         quantized_bytes=file_bytes(quantized),
         latency=latency,
         options=needed,
-        notes=_notes(needed),
+        notes=[*_notes(needed), *unequal.values()],
     )
 
 
@@ -183,10 +192,6 @@ def _add(metric: Metric, reference: Any, outputs: Any, labels: Any) -> None:
 def _chain(head: Batch, rest: Any) -> Any:
     yield head
     yield from rest
-
-
-def _one_sample(batch: Batch) -> Batch:
-    return {name: array[:1] if array.ndim else array for name, array in batch.items()}
 
 
 class _RunningError:
