@@ -55,7 +55,7 @@ class Compiler:
         activation_average: float | None = None,
         keep_metadata: bool = False,
     ) -> None:
-        _require_weights(prepared)
+        prepared.require_weights()
         require_same_model(sensitivity.model, fingerprint(prepared.model), "the sensitivity table")
         self.prepared = prepared
         self.keep_metadata = keep_metadata

@@ -48,7 +48,7 @@ def measure_sensitivity(
     progress: Progress | None = None,
 ) -> Sensitivity:
     """The table of every site at the asked widths, from one pass for ranges and a few for curvature."""
-    _require_weights(prepared)
+    prepared.require_weights()
     options = options or SensitivityOptions()
     heads, left_out = find_heads(prepared.model, options.loss)
     executor = Executor(prepared.model, device=options.device)

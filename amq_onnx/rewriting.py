@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -54,6 +55,11 @@ class Prepared:
     stem: str
     keys: Mapping[str, str]
 
+    def require_weights(self) -> None:
+        """Raise UsageError if every weight was excluded."""
+        if not self.sites.weights:
+            raise UsageError("--exclude leaves no weight to quantize: exclude fewer sites")
+
     def target(self) -> OnnxRuntimeTarget:
         """The target that writes this model's file."""
         return OnnxRuntimeTarget(self.stem)
@@ -62,7 +68,7 @@ class Prepared:
         """The float values of a weight."""
         return numpy_helper.to_array(self._initializers[name])
 
-    @property
+    @cached_property
     def _initializers(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
