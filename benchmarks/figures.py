@@ -9,18 +9,17 @@ the widest uniform width whose file fits the same size, by the same code.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from command import amq
 from real_data import data_folder
 
+from amq_onnx.compiler import Compiler
 from amq_onnx.model.file import file_bytes, read_model
-from amq_onnx.pipeline import Compiler
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import Sensitivity
 
@@ -45,22 +44,6 @@ CASES = (
     ),
     Case("mobilenetv2", "mobilenetv2_imagenet_op20.onnx", ((".26", ()), (".20", ()), (".16", ()), (".14", ()))),
 )
-
-
-def amq(*arguments: str) -> tuple[float, float]:
-    """Run `amq`; wall seconds and peak memory in MB of the whole command. Exits where it fails."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "amq_onnx", *arguments]
-    process = os.posix_spawn(
-        command[0],
-        command,
-        os.environ,
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
-    )
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 class Runner:

@@ -1,4 +1,4 @@
-"""ResNet50 (random weights) at uniform widths: bytes, integer kernels, loading, latency.
+"""ResNet50 (random weights): uniform widths (bytes, integer kernels, loading, latency), then `amq quantize`.
 
 AMQ_OLDEST_PYTHON names a python with onnxruntime 1.16.3, in which the same files are then run as well.
 """
@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from command import amq
 from pytorchcv.models.resnet import resnet50
 
 from amq_onnx.calibration import calibrate
+from amq_onnx.compiler import compile_plan
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.exporting import export
 from amq_onnx.model.data import random_data
 from amq_onnx.model.file import fingerprint, read_model, write_model
-from amq_onnx.pipeline import compile_plan
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.quantizer.activation_ranges import activation_range
 from amq_onnx.rewriting import prepare
@@ -118,6 +119,11 @@ def main() -> None:
                 seconds=20,
             )
             print(f"latency of {setting}: {latency.ratio:.3f} of W8A8 ({latency.runs} runs in turns, 1 thread)")
+        seconds, peak = amq(
+            *("quantize", str(files["float"]), "-o", str(Path(name) / "mixed.onnx"), "--size", "0.14"),
+            *("--random", "32", "--relative-error", "0.1"),
+        )
+        print(f"amq quantize, 32 random images, traces to 10 %: {seconds:.0f} s, peak {peak:.0f} MB")
 
 
 if __name__ == "__main__":
