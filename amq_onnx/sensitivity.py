@@ -170,7 +170,7 @@ def parse_versioned(text: str, origin: str, format_name: str, version: int) -> d
     """
     try:
         body = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UsageError(f"'{origin}' is not JSON: {error}") from error
     if not isinstance(body, dict) or body.pop("format", None) != format_name:
         raise UsageError(f"'{origin}' is not an {format_name} file")

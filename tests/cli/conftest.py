@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli import networks
 
 from amq_onnx.cli.main import main
+from cli import networks
 
 
 @pytest.fixture

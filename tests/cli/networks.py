@@ -64,9 +64,7 @@ def conv_constants():
 
 def conv_net(batch="n", opset=18):
     """Two convolutions and a classifier: image [n, 3, 8, 8] -> scores [n, 10]; 21 KB."""
-    return build(
-        conv_nodes(), {"image": [batch, 3, 8, 8]}, {"scores": [batch, CLASSES]}, conv_constants(), opset=opset
-    )
+    return build(conv_nodes(), {"image": [batch, 3, 8, 8]}, {"scores": [batch, CLASSES]}, conv_constants(), opset=opset)
 
 
 def two_inputs():

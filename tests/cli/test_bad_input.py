@@ -7,9 +7,10 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from cli import networks
 from cli.networks import FAST, build, listing, node, save
-from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture
@@ -450,7 +451,9 @@ def test_no_command(amq):
 
 @pytest.mark.parametrize("entry", ["abc", "", "=1"])
 def test_session_option_without_a_value(refused, case, entry):
-    refused("verify", case.model, case.model, "--data", case.data, f"--session-option={entry}", names="--session-option")
+    refused(
+        "verify", case.model, case.model, "--data", case.data, f"--session-option={entry}", names="--session-option"
+    )
 
 
 def test_threads_below_none(refused, case):
@@ -501,7 +504,9 @@ def test_script_that_raises(refused, case, out, script, body):
     refused(*quantize(case.model, out, f"{path}:batches"), names=[path, "disk is full"])
 
 
-@pytest.mark.parametrize("body", ["return None", "return 3", "return [np.zeros((4, 3, 8, 8))]", "return [None]", "pass"])
+@pytest.mark.parametrize(
+    "body", ["return None", "return 3", "return [np.zeros((4, 3, 8, 8))]", "return [None]", "pass"]
+)
 def test_script_that_gives_no_batches(refused, case, out, script, body):
     path = script(f"import numpy as np\ndef batches():\n    {body}\n")
     refused(*quantize(case.model, out, f"{path}:batches"), names=path)

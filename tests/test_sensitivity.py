@@ -1,0 +1,169 @@
+"""sensitivity.json, and what its rows say of widths."""
+
+import json
+
+import numpy as np
+import pytest
+from cli.networks import build, node, noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amq_onnx.errors import UsageError
+from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.model.data import random_data
+from amq_onnx.rewriting import prepare
+from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, parse_versioned, read_json_file
+
+finite = st.floats(-1e200, 1e200)
+positive = st.floats(0, 1e200)
+texts = st.text(st.characters(codec="utf-8"), max_size=10)
+bits = st.integers(1, 8)
+weight_rows = st.builds(
+    WeightRow,
+    st.lists(st.integers(1, 50), min_size=1, max_size=4).map(tuple),
+    finite,
+    st.one_of(positive, st.just(float("inf"))),
+    st.dictionaries(bits, positive, min_size=1),
+)
+
+
+@st.composite
+def activation_rows(draw):
+    perturbation = draw(st.dictionaries(bits, finite, min_size=1))
+    ranges = {width: tuple(sorted(draw(st.tuples(finite, finite)))) for width in perturbation}
+    return ActivationRow(draw(st.integers(1, 10**9)), draw(finite), draw(positive), ranges, perturbation)
+
+
+tables = st.builds(
+    Sensitivity,
+    model=texts,
+    method=st.sampled_from(["gauss-newton", "hessian"]),
+    loss=st.dictionaries(texts, texts),
+    samples=st.integers(1, 10**6),
+    probes=st.integers(2, 1000),
+    converged=st.booleans(),
+    seed=st.integers(0, 2**32),
+    ranges=st.sampled_from(["mse", "minmax", "percentile"]),
+    weights=st.dictionaries(texts, weight_rows),
+    activations=st.dictionaries(texts, activation_rows()),
+    left_float=st.dictionaries(texts, texts),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables)
+def test_json_round_trip(table):
+    text = table.to_json()
+    again = Sensitivity.from_json(text, "s")
+    assert again == table
+    assert again.to_json() == text
+    assert list(again.weights) == list(table.weights)
+
+
+def row(trace):
+    return WeightRow((4, 5), trace, 0.0, {2: 8.0, 4: 0.5})
+
+
+def test_omega_is_mean_trace_times_squared_error():
+    assert row(60.0).elements == 20
+    assert row(60.0).omega(2) == 3 * 8
+    assert row(60.0).omega(4) == 3 * 0.5
+    assert row(60.0).widths() == [2, 4]
+
+
+def test_negative_traces_count_by_their_size_and_are_named():
+    assert row(-60.0).omega(2) == row(60.0).omega(2)
+    active = ActivationRow(9, -1.0, 0.0, {8: (0.0, 1.0)}, {8: -0.25})
+    assert active.omega(8) == 0.25
+    table = Sensitivity("m", "hessian", {}, 1, 2, True, 0, "mse", {"w": row(-1.0), "v": row(0.0)}, {"a": active})
+    assert table.negative_traces() == ["w", "a"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": "amq-plan", "version": 1}'])
+def test_files_of_another_kind(text):
+    with pytest.raises(UsageError, match=r"'s.json' is not"):
+        Sensitivity.from_json(text, "s.json")
+
+
+def test_versions_and_formats():
+    assert parse_versioned('{"format": "f", "version": 3, "a": 1}', "o", "f", 3) == {"a": 1}
+    with pytest.raises(UsageError, match="'o' has version 2 of f; this amq reads version 3"):
+        parse_versioned('{"format": "f", "version": 2}', "o", "f", 3)
+    with pytest.raises(UsageError, match="'o' is not an f file"):
+        parse_versioned('{"version": 3}', "o", "f", 3)
+
+
+def test_json_nested_too_deep_is_an_error_of_the_file():
+    with pytest.raises(UsageError, match="'o'"):
+        parse_versioned("[" * 100_000, "o", "f", 3)
+
+
+def test_reading_files(tmp_path):
+    with pytest.raises(UsageError, match=r"gone.json' can't be read"):
+        read_json_file(tmp_path / "gone.json")
+    with pytest.raises(UsageError, match="can't be read"):
+        read_json_file(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="is not a text file"):
+        read_json_file(tmp_path / "binary")
+
+
+def linear(outputs=5):
+    constants = {"w": noise(1, 4, outputs)}
+    return build([node("MatMul", "x w", "y")], {"x": ["n", 4]}, {"y": ["n", outputs]}, constants)
+
+
+def measured(model, data, loss="squared", bits=(2, 4, 8), activation_bits=(4, 8), **options):
+    asked = SensitivityOptions(loss=loss, ranges="minmax", relative_error=1e-9, max_probes=64, **options)
+    return measure_sensitivity(prepare(model), data, bits, activation_bits, asked)
+
+
+def test_a_linear_layer_with_squared_error_against_its_closed_form(tmp_path):
+    """Loss ||xW - t||^2 / E||y||^2 (a half more or less): the trace is c * E||x||^2 * outputs, from two ratios."""
+    model = linear()
+    data = random_data(model, 64, 3)
+    (batch,) = data.source()
+    x = batch["x"].astype(np.float64)
+    weight = noise(1, 4, 5).astype(np.float64)
+    table = measured(model, data)
+    mean_square = np.square(x @ weight).sum(1).mean()
+    # Gauss-Newton of c * ||y - t||^2: 2c ||x||^2 for each of 5 outputs; of an input, 2c ||W||^2.
+    ratio = np.square(x).sum(1).mean() * 5 / np.square(weight).sum()
+    found = table.weights["w"].trace / table.activations["x"].trace
+    assert found == pytest.approx(ratio, rel=0.15)
+    unit = 2 * np.square(x).sum(1).mean() * 5 / mean_square
+    assert any(table.weights["w"].trace == pytest.approx(share * unit, rel=0.15) for share in (1, 0.5))
+    assert table.weights["w"].shape == (4, 5)
+    assert table.activations["x"].elements == 4
+
+
+def test_rows_do_not_depend_on_the_other_widths_asked_for():
+    model = linear()
+    data = random_data(model, 16, 0)
+    few, many = measured(model, data, bits=(4,)), measured(model, data, bits=range(1, 9))
+    assert few.weights["w"].squared_error[4] == many.weights["w"].squared_error[4]
+    assert few.weights["w"].trace == many.weights["w"].trace
+
+
+def test_squared_errors_are_of_the_quantized_weights():
+    weight = noise(1, 4, 5).astype(np.float64)
+    table = measured(linear(), random_data(linear(), 8, 0), bits=(8,))
+    scale = np.abs(weight).max(0) / 127
+    error = np.square(np.round(weight / scale) * scale - weight).sum()
+    assert table.weights["w"].squared_error[8] == pytest.approx(error, rel=0.05)
+
+
+def test_samples_and_loss_are_told():
+    model = linear(outputs=3)
+    table = measured(model, random_data(model, 40, 0), loss="auto", samples=12)
+    assert table.samples == 12
+    assert table.loss["y"].startswith("softmax")
+    assert not json.loads(table.to_json())["converged"]
+
+
+def test_integer_outputs_are_left_out_with_a_reason():
+    nodes = [node("MatMul", "x w", "y"), node("ArgMax", "y", "k", axis=1, keepdims=0)]
+    model = build(nodes, {"x": ["n", 4]}, {"k": (7, ["n"]), "y": ["n", 5]}, {"w": noise(1, 4, 5)})
+    table = measured(model, random_data(model, 8, 0))
+    assert table.loss["k"].startswith("left out")
+    assert table.loss["y"].startswith("squared")
