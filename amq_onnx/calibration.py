@@ -10,7 +10,7 @@ import torch
 
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.model.data import LABELS, Batch, Dataset
+from amq_onnx.model.data import Batch, Dataset
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
 Progress = Callable[[str, int, int | None], None]
@@ -50,10 +50,12 @@ class Calibration:
         return min(_LARGEST_CURVATURE_BATCH, _fitting(_CURVATURE_ELEMENTS, self.elements))
 
 
-def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The inputs of `batch` (labels left out) on `device`."""
+def tensors(batch: Batch, executor: Executor) -> dict[str, torch.Tensor]:
+    """The graph's inputs in `batch` (labels left out), on the executor's device."""
     # Arrays cut from an .npz are read-only views, which torch refuses to wrap without a warning.
-    return {name: torch.from_numpy(np.array(array)).to(device) for name, array in batch.items() if name != LABELS}
+    return {
+        name: torch.from_numpy(np.array(batch[name])).to(executor.device) for name in executor.inputs if name in batch
+    }
 
 
 def calibrate(
@@ -74,11 +76,11 @@ def calibrate(
     # The first sample tells how large the activations are, and so how many samples fit a batch.
     with torch.inference_mode():
         for batch in data.first(1).batches(1):
-            found = executor.run(tensors(batch, executor.device), list(activations))
+            found = executor.run(tensors(batch, executor), list(activations))
             count = _samples(batch)
             seen.elements = {name: max(1, tensor.numel() // count) for name, tensor in found.items()}
         for batch in data.batches(seen.batch_size()):
-            found = executor.run(tensors(batch, executor.device), wanted)
+            found = executor.run(tensors(batch, executor), wanted)
             for name in activations:
                 try:
                     seen.histograms[name].update(found[name].float().cpu().numpy())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import onnx
 
-from amq_onnx.allocation import Allocation, Infeasible, frontier, smallest, solve
+from amq_onnx.allocation import Allocation, Infeasible, Problem, frontier, smallest, solve
 from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
 from amq_onnx.model.file import fingerprint, model_bytes
@@ -15,7 +16,7 @@ from amq_onnx.plan import Plan
 from amq_onnx.rewriting import Prepared, lower, simulate
 from amq_onnx.sensitivity import Sensitivity, require_same_model
 
-# After the budget is met once, what the file really took corrects the search; it settles in one or two rounds.
+# Rounds after which a correction of the bytes that plans share, or of a few bytes of the file, has settled.
 _CORRECTIONS = 4
 
 
@@ -64,16 +65,15 @@ class Compiler:
         self.activation_average = activation_average
         try:
             least = smallest(self.space.problem, self.second_budget)
-            reference = solve(self.space.problem, least, self.second_budget)
+            self.least = solve(self.space.problem, least, self.second_budget)
         except Infeasible as error:
             narrowest = min(activation_bits or (8,))
             raise BudgetError(
                 f"--activation-average {activation_average:g} can't be met with --activation-bits of {narrowest} "
                 f"and more: the smallest possible average is {error.smallest / self.space.activation_elements:.2f}"
             ) from error
-        self.least_model = self.build(self.space.plan(reference))
-        self.least_bytes = len(model_bytes(self.least_model))
-        self.base = self.least_bytes - reference.size
+        self.least_bytes = len(model_bytes(self.build(self.space.plan(self.least))))
+        self.base = self.least_bytes - self.space.bytes(self.least)
 
     def build(self, plan: Plan) -> onnx.ModelProto:
         """The file's model for `plan`."""
@@ -82,39 +82,69 @@ class Compiler:
     def best(self, budget: int) -> Candidate:
         """The optimal plan whose file takes no more than `budget` bytes, and that file.
 
-        What widths share (tables, constants) depends on the plan by some hundred bytes, so the first file tells
-        the bytes that don't depend on widths, and the search is done again with them until they agree.
         Raises BudgetError with the smallest size that is possible.
         """
-        base = self.base
-        found: Candidate | None = None
+        allowed = budget
         for _ in range(_CORRECTIONS):
-            try:
-                allocation = solve(self.space.problem, budget - base, self.second_budget)
-            except Infeasible:
+            allocation = self._optimum(allowed - self.base)
+            if allocation is None:
                 break
             plan = self.space.plan(allocation)
-            if found is not None and plan == found.plan:
-                found = replace(found, predicted_bytes=base + allocation.size)
-                break
             model = self.build(plan)
-            measured = len(model_bytes(model))
-            if measured <= budget and (found is None or allocation.loss <= found.allocation.loss):
-                found = Candidate(allocation, plan, model, measured, base + allocation.size)
-            if measured - allocation.size == base:
-                break
-            base = measured - allocation.size
-        if found is None:
-            raise BudgetError(
-                f"no plan fits {budget:,} bytes: the smallest file with these widths has {self.least_bytes:,} "
-                f"(--size {self.least_bytes}B); a smaller one needs narrower --bits"
+            candidate = Candidate(
+                allocation, plan, model, len(model_bytes(model)), self.base + self.space.bytes(allocation)
             )
-        return found
+            if candidate.bytes <= budget:
+                return candidate
+            # Lengths of names and of protobuf's own prefixes can be off by a few bytes.
+            allowed -= candidate.bytes - budget
+        raise BudgetError(
+            f"no plan fits {budget:,} bytes: the smallest file with these widths has {self.least_bytes:,} "
+            f"(--size {self.least_bytes}B); a smaller one needs narrower --bits"
+        )
+
+    def _optimum(self, budget: int) -> Allocation | None:
+        """The allocation of least loss whose bytes, with what it shares, are within `budget`.
+
+        What is shared depends on which widths are used at all, and several widths share some of it, so the search
+        is done for each set of packed widths, with all that the set can share paid for. The optimum uses one of
+        these sets. What it then turns out not to need (shapes of weights that all have 8 bits) is searched again.
+        """
+        best = self.least if self.space.bytes(self.least) <= budget else None
+        widths = self.space.packed_widths()
+        for count in range(len(widths), -1, -1):
+            for packed in combinations(widths, count):
+                found = self.space.restricted(frozenset(packed))
+                if found is not None:
+                    best = self._better(best, *found, budget)
+        return best
+
+    def _better(
+        self, best: Allocation | None, problem: Problem, kept: list[list[int]], shared: int, budget: int
+    ) -> Allocation | None:
+        for _ in range(_CORRECTIONS):
+            try:
+                found = solve(problem, budget - shared, self.second_budget)
+            except Infeasible:
+                break
+            choice = tuple(row[option] for row, option in zip(kept, found.choice, strict=True))
+            allocation = replace(found, choice=choice)
+            used = self.space.bytes(allocation)
+            if used > budget:
+                break
+            if best is None or (allocation.loss, used) < (best.loss, self.space.bytes(best)):
+                best = allocation
+            if used - found.size >= shared:
+                break
+            shared = used - found.size
+        return best
 
     def frontier(self, points: int) -> list[FrontierPoint]:
         """Pareto-optimal plans in rising size."""
         found = frontier(self.space.problem, points=points, second_budget=self.second_budget)
-        return [FrontierPoint(self.base + entry.size, entry.loss, self.space.plan(entry)) for entry in found]
+        return [
+            FrontierPoint(self.base + self.space.bytes(entry), entry.loss, self.space.plan(entry)) for entry in found
+        ]
 
     def shares(self, allocation: Allocation) -> dict[str, float]:
         """Each site's share of the predicted perturbation."""

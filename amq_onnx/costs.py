@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from amq_onnx.allocation import Allocation, Problem
 from amq_onnx.errors import UsageError
-from amq_onnx.model.sites import WeightSite
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.encoding import RangeMethod
@@ -19,16 +18,56 @@ from amq_onnx.sensitivity import Sensitivity
 class SearchSpace:
     """Sites with their widths, as a problem for the allocation, and back to a plan.
 
-    sites: names, weights first. widths: by site, the widths in the order of the problem's options. Sizes are the
-    bytes that depend on the width; the second cost is elements x bits of an activation.
+    sites: names, weights first. widths: by site, the widths in the order of the problem's options. keys: by site
+    and option, what the option shares with others in the file. shared: bytes of each such thing. problem: sizes
+    are the bytes that an option takes by itself; the second cost is elements x bits of an activation. A width's
+    charge is what it alone shares.
     """
 
     sensitivity: Sensitivity
     weights: tuple[str, ...]
     activations: tuple[str, ...]
     widths: tuple[tuple[int, ...], ...]
+    keys: tuple[tuple[frozenset[str], ...], ...]
+    shared: dict[str, int]
     problem: Problem
     activation_elements: int
+
+    def bytes(self, allocation: Allocation) -> int:
+        """Bytes that an allocation's options take, by themselves and for what they share."""
+        own = sum(row[option] for row, option in zip(self.problem.size, allocation.choice, strict=True))
+        used = frozenset().union(*(row[option] for row, option in zip(self.keys, allocation.choice, strict=True)))
+        return own + self.shared_bytes(used)
+
+    def shared_bytes(self, keys: frozenset[str]) -> int:
+        """Bytes of what is shared."""
+        return sum(self.shared[key] for key in keys)
+
+    def packed_widths(self) -> tuple[int, ...]:
+        """Widths of weights below 8 bits, which share tables."""
+        return tuple(sorted({bits for row in self.widths[: len(self.weights)] for bits in row if bits < 8}))
+
+    def restricted(self, packed: frozenset[int]) -> tuple[Problem, list[list[int]], int] | None:
+        """The problem with no packed weights but of these widths.
+
+        Returns it without charges, the option numbers that its options have here, and the most bytes that they
+        can share; None where a site is left without an option.
+        """
+        kept = [
+            [option for option, bits in enumerate(row) if index >= len(self.weights) or bits == 8 or bits in packed]
+            for index, row in enumerate(self.widths)
+        ]
+        if not all(kept):
+            return None
+        keys = frozenset().union(*(self.keys[index][option] for index, row in enumerate(kept) for option in row))
+        second = self.problem.second
+        assert second is not None
+        restricted = Problem(
+            [[self.problem.loss[index][option] for option in row] for index, row in enumerate(kept)],
+            [[self.problem.size[index][option] for option in row] for index, row in enumerate(kept)],
+            [[second[index][option] for option in row] for index, row in enumerate(kept)],
+        )
+        return restricted, kept, self.shared_bytes(keys)
 
     def plan(self, allocation: Allocation) -> Plan:
         """The plan that an allocation stands for."""
@@ -70,41 +109,57 @@ def search_space(
     loss: list[list[float]] = []
     size: list[list[int]] = []
     second: list[list[int]] = []
-    label: list[list[int]] = []
+    keys: list[tuple[frozenset[str], ...]] = []
     widths: list[tuple[int, ...]] = []
     for site in weights:
         row = sensitivity.weights[site.name]
         options = _offered(site.name, weight_bits, row.widths(), target.weight_widths)
+        key, conv = prepared.keys[site.name], site.operators == ("Conv",)
         widths.append(options)
         loss.append([row.omega(bits) for bits in options])
-        size.append([_weight_bytes(prepared, site, bits) for bits in options])
+        size.append([target.weight_bytes(key, site.shape, site.shape[site.axis], bits, conv) for bits in options])
         second.append([0] * len(options))
-        label.append([bits if bits < 8 else -1 for bits in options])
+        keys.append(tuple(target.closure(target.weight(key, site.shape, bits).shared) for bits in options))
     for name in activations:
         activation = sensitivity.activations[name]
         options = _offered(name, activation_bits or (), activation.widths(), target.activation_widths)
+        encodings = [activation_encoding(*activation.ranges[bits], bits) for bits in options]
         widths.append(options)
         loss.append([activation.omega(bits) for bits in options])
-        encodings = [activation_encoding(*activation.ranges[bits], bits) for bits in options]
         size.append([target.activation_bytes(prepared.keys[name], encoding) for encoding in encodings])
         second.append([activation.elements * bits for bits in options])
-        label.append([-1] * len(options))
-    used = {bits for row in label for bits in row if bits > 0}
-    problem = Problem(loss, size, second, label, {bits: target.weight_charge(bits) for bits in used})
+        # The bound 0 is there anyway, as the zero point of most activations.
+        keys.append(tuple(frozenset(target.activation_constants(encoding)) - {"c0"} for encoding in encodings))
+    shared = {key: target.shared(key).file_bytes() for row in keys for used in row for key in used}
+    label = [[bits if bits < 8 and index < len(weights) else -1 for bits in row] for index, row in enumerate(widths)]
     return SearchSpace(
         sensitivity,
         tuple(site.name for site in weights),
         tuple(activations),
         tuple(widths),
-        problem,
+        tuple(keys),
+        shared,
+        Problem(loss, size, second, label, _charges(label, keys, shared)),
         sum(sensitivity.activations[name].elements for name in activations),
     )
 
 
-def _weight_bytes(prepared: Prepared, site: WeightSite, bits: int) -> int:
-    return prepared.target().weight_bytes(
-        prepared.keys[site.name], site.shape, site.shape[site.axis], bits, site.operators == ("Conv",)
-    )
+def _charges(
+    label: Sequence[Sequence[int]], keys: Sequence[Sequence[frozenset[str]]], shared: Mapping[str, int]
+) -> dict[int, int]:
+    """By width of weights, bytes of what that width alone shares."""
+    users: dict[str, set[int]] = {}
+    for labels, sets in zip(label, keys, strict=True):
+        for bits, used in zip(labels, sets, strict=True):
+            for key in used:
+                users.setdefault(key, set()).add(bits)
+    charges: dict[int, int] = {}
+    for key, by in users.items():
+        bits = next(iter(by))
+        # Shapes belong to some weights of a width, not to all: they are counted with the file instead.
+        if len(by) == 1 and bits > 0 and not key.startswith("d"):
+            charges[bits] = charges.get(bits, 0) + shared[key]
+    return charges
 
 
 def _offered(name: str, asked: Sequence[int], measured: Sequence[int], written: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +47,14 @@ def export(
     batch = torch.export.Dim("batch")
     dynamic = tuple({0: batch} if example.ndim else {} for example in examples) if dynamic_batch else None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with whole_file(path) as temporary, warnings.catch_warnings():
+    # torch reports a failure in dozens of lines on standard error; the sentence below says what matters of it.
+    silence = io.StringIO()
+    with (
+        whole_file(path) as temporary,
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(silence),
+        contextlib.redirect_stdout(silence),
+    ):
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -59,8 +69,15 @@ def export(
                 verbose=False,
             )
         except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"torch can't export the model: {line}") from error
+            raise UsageError(f"torch can't export the model: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error that started it, without terminal colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _two_samples(example: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ def _ranges_and_traces(
             seen.histograms,
             heads,
             losses,
-            batch_size=seen.batch_size(),
+            batch_size=seen.curvature_batch_size(),
             seed=options.seed,
             progress=progress,
         )

@@ -77,6 +77,8 @@ def quantize(
     target = Path(output) if output is not None else None
     if target is not None:
         require_folder(target, "-o")
+        if target.resolve() == path.resolve():
+            raise UsageError(f"-o '{target}' is the float model itself: name another file")
     check_widths(activation_bits, activation_average)
     proto = read_model(path)
     original = file_bytes(path)

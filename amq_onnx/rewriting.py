@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.model.sites import Sites, find_sites
 from amq_onnx.passes.base import run
+from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.fold_batch_norm import FoldBatchNorm
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.normalize import (
@@ -107,8 +108,9 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[
 
 
 def simulate(prepared: Prepared, encodings: Mapping[str, Encoding]) -> onnx.ModelProto:
-    """The float graph with QuantizeLinear and DequantizeLinear at every site in `encodings`."""
-    return run(prepared.model, [InsertQDQ(encodings, prepared.stem, prepared.keys)])
+    """The float graph quantized at every site in `encodings`: it computes what the file will, weights still float."""
+    insert = InsertQDQ(encodings, prepared.stem, prepared.keys)
+    return run(prepared.model, [insert, PlaceOnCodes(), QuantizeBiases(prepared.stem)])
 
 
 def lower(
@@ -118,14 +120,14 @@ def lower(
     *,
     keep_metadata: bool = False,
 ) -> onnx.ModelProto:
-    """The file for the target: weights packed at their widths, biases int32, exporter's metadata stripped."""
+    """The file for the target: weights packed at their widths, what the codes imply and exporters note left out."""
     target = prepared.target()
     recipes = {
         site.name: target.weight(prepared.keys[site.name], site.shape, encodings[site.name].bits)
         for site in prepared.sites.weights
         if site.name in encodings
     }
-    model = run(simulated, [PlaceOnCodes(), Pack(recipes, target.shared), QuantizeBiases(prepared.stem)])
+    model = run(simulated, [Pack(recipes, target.shared), DropImpliedClips()])
     if not keep_metadata:
         model = strip_exporter_metadata(model)
         model.ir_version = _least_ir_version(model)
@@ -157,9 +159,15 @@ def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with inferred shapes, as far as onnx can tell; unchanged where inference fails."""
     try:
-        return shape_inference.infer_shapes(model)
+        inferred = shape_inference.infer_shapes(model)
     except (RuntimeError, ValueError, onnx.shape_inference.InferenceError):
         return model
+    # Inference names free dimensions of inputs and outputs, which are the user's.
+    for field in ("input", "output"):
+        values = getattr(inferred.graph, field)
+        del values[:]
+        values.extend(getattr(model.graph, field))
+    return inferred
 
 
 def _least_ir_version(model: onnx.ModelProto) -> int:

@@ -137,7 +137,7 @@ def weigh_histograms(
     names = list(histograms)
     samples = 0
     for unit, batch in enumerate(data.batches(batch_size)):
-        found = _forward(executor, tensors(batch, executor.device), {}, heads, names)
+        found = _forward(executor, tensors(batch, executor), {}, heads, names)
         scores = [found[head.tensor] for head in heads]
         generator = torch.Generator().manual_seed(_mixed(seed, -1, unit))
         gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
@@ -199,9 +199,7 @@ class _Sweep:
         self._first = True
 
     def add_batch(self, unit: int, batch: Batch, probe: int, draws: int) -> None:
-        found = _forward(
-            self.executor, tensors(batch, self.executor.device), self.leaves, self.heads, list(self.activations)
-        )
+        found = _forward(self.executor, tensors(batch, self.executor), self.leaves, self.heads, list(self.activations))
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
         samples = len(scores[0])
@@ -269,7 +267,7 @@ class _Sweep:
         if self.method == "gauss-newton":
             gradients = probe_gradients(scores, self.losses, sites, generator)
             return (gradient.square() for gradient in gradients)
-        if LABELS not in batch:
+        if LABELS not in batch or LABELS in self.executor.inputs:
             raise DataError("the Hessian needs `labels` in the data: add them, or use --sensitivity gauss-newton")
         target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.executor.device)
         loss = torch.stack(

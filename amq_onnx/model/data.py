@@ -19,6 +19,7 @@ from amq_onnx.errors import AMQError, DataError, UsageError
 
 Batch = dict[str, NDArray[Any]]
 LABELS = "labels"
+"""The array of a batch that holds labels, unless the model has an input of that name."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,19 @@ class Dataset:
         self.limit = limit
 
     def first(self, samples: int | None) -> Dataset:
-        """The same data, but no more than the first `samples`."""
-        limit = self.limit if samples is None else min(samples, self.limit or samples)
-        return Dataset(self.source, self.specs, self.origin, limit)
+        """The same data, but no more than the first `samples` (or one batch, where the model fixes its size)."""
+        if samples is None:
+            return self
+        wanted = max(samples, self._fixed_batch() or 0)
+        return Dataset(self.source, self.specs, self.origin, min(wanted, self.limit or wanted))
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of `size` samples (the last may be smaller); a fixed batch dimension of the model wins.
 
         Raises DataError for data that don't fit the model, naming the input.
         """
-        fixed = {spec.shape[0] for spec in self.specs if spec.shape and spec.shape[0] is not None}
-        if len(fixed) == 1:
-            size = fixed.pop() or size
-            whole_only = True
-        else:
-            whole_only = False
+        fixed = self._fixed_batch()
+        size = fixed or size
         held: list[Batch] = []
         count = taken = 0
         labelled: bool | None = None
@@ -123,10 +122,15 @@ class Dataset:
                 break
         if not taken:
             raise DataError(f"{self.origin} holds no samples")
-        if count and not whole_only:
+        if count and not fixed:
             yield self._joined(held)
         elif count and taken < size:
             raise DataError(f"{self.origin} holds {taken} samples, fewer than the model's fixed batch of {size}")
+
+    def _fixed_batch(self) -> int | None:
+        """The batch size that the model insists on, if all its inputs name the same."""
+        sizes = {spec.shape[0] for spec in self.specs if spec.shape and spec.shape[0] is not None}
+        return sizes.pop() if len(sizes) == 1 else None
 
     def samples(self) -> int:
         """How many samples a pass yields (reads the data once)."""
@@ -267,5 +271,5 @@ def _load(path: Path) -> Batch:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"'{path}' can't be read as an .npz file: {error}") from error

@@ -77,12 +77,16 @@ class _Search:
         self.centres = centres
         self.shares = shares
         self.levels = 2**bits - 1
-        self.low = low
-        self.high = high
+        self.low = self.least = low
+        self.high = self.most = high
         self.error = float(self._errors(np.array([low]), np.array([high]))[0])
 
     def try_ranges(self, lows: NDArray[np.float64], highs: NDArray[np.float64]) -> None:
-        """Take the best of the candidate ranges, [candidates], if it is better."""
+        """Take the best of the candidate ranges, [candidates], if it is better.
+
+        None reaches beyond what was seen: a Relu6 could not be dropped in front of a range above 6.
+        """
+        lows, highs = np.maximum(lows, self.least), np.minimum(highs, self.most)
         errors = self._errors(lows, highs)
         index = int(np.argmin(errors))
         if errors[index] < self.error:

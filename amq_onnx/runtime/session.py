@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -118,15 +119,29 @@ def adds_in_16_bits() -> bool:
 
 def has_8_bit_weights(model: onnx.ModelProto) -> bool:
     """True if a weight is stored in the full range of int8, for which 16-bit sums are too small."""
-    return any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in model.graph.initializer)
+    return bool(_8_bit_weights(model))
 
 
 def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:
     """The session options without which this machine would compute `model` wrongly; empty nearly always.
 
     255 * 127 * 2 doesn't fit 16 bits: without VNNI, 8-bit weights need session.x64quantprecision. Weights of 7
-    bits and less fit.
+    bits and less fit. A model in which several nodes read one 8-bit weight is left to overflow: onnxruntime 1.31
+    refuses to load it with that option.
     """
-    if provider == "cpu" and adds_in_16_bits() and has_8_bit_weights(model):
-        return {_EXACT_PRODUCTS: "1"}
-    return {}
+    if provider != "cpu" or not adds_in_16_bits():
+        return {}
+    weights = _8_bit_weights(model)
+    readers: Counter[str] = Counter(name for node in model.graph.node for name in set(node.input))
+    real = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    shared = any(readers[name] > 1 for name in weights)
+    shared = shared or any(source in weights and readers[name] > 1 for name, source in real.items())
+    return {_EXACT_PRODUCTS: "1"} if weights and not shared else {}
+
+
+def _8_bit_weights(model: onnx.ModelProto) -> set[str]:
+    return {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    }

@@ -84,12 +84,14 @@ def verify(
     needed = {**exact_options(second_model, provider), **(options or {})}
     first = open_session(reference, provider, threads=threads)
     second = open_session(quantized, provider, threads=threads, options=needed)
+    inputs = {value.name for value in first.get_inputs()}
     names = [output.name for output in first.get_outputs()]
     if names != [output.name for output in second.get_outputs()]:
         raise ModelError(f"'{quantized}' has other outputs than '{reference}': they aren't the same model")
     batches = data.batches(_BATCH)
     head = next(batches)
-    chosen = metric or _default_metric(_run(first, names, head), head)
+    labelled = LABELS in head and LABELS not in inputs
+    chosen = metric or _default_metric(_run(first, names, head), labelled)
     makers = metric_named(chosen)
     float_metric, quantized_metric = makers(), makers()
     errors = {name: _RunningError() for name in names}
@@ -98,7 +100,7 @@ def verify(
     for batch in _chain(head, batches):
         outputs = _run(first, names, batch)
         found = _run(second, names, batch)
-        labels = batch.get(LABELS)
+        labels = None if LABELS in inputs else batch.get(LABELS)
         for name in names:
             if outputs[name].shape != found[name].shape:
                 shapes = f"shape {found[name].shape} where the full-precision model's has {outputs[name].shape}"
@@ -168,7 +170,7 @@ def _notes(options: Mapping[str, str]) -> list[str]:
 
 
 def _run(session: Any, names: list[str], batch: Batch) -> dict[str, np.ndarray]:
-    feeds = {name: array for name, array in batch.items() if name != LABELS}
+    feeds = {value.name: batch[value.name] for value in session.get_inputs() if value.name in batch}
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:  # onnxruntime's errors share no base class
@@ -176,10 +178,10 @@ def _run(session: Any, names: list[str], batch: Batch) -> dict[str, np.ndarray]:
         raise ModelError(f"onnxruntime failed to run the model: {line}") from error
 
 
-def _default_metric(outputs: Mapping[str, np.ndarray], batch: Batch) -> str:
+def _default_metric(outputs: Mapping[str, np.ndarray], labelled: bool) -> str:
     scores = next(iter(outputs.values()))
     if scores.ndim == 2 and scores.shape[1] > 1:
-        return "top1" if LABELS in batch else "agreement"
+        return "top1" if labelled else "agreement"
     return "cosine"
 
 

@@ -25,7 +25,7 @@ DequantizeLinear narrows it, since native 4-bit activations fall off the integer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,13 +184,16 @@ class OnnxRuntimeTarget:
             size += Recipe("", (zeros,)).file_bytes() + 2 + len(zeros.name)
         return size
 
-    def weight_charge(self, bits: int) -> int:
-        """Bytes that the first weight of a width adds for what all weights of that width share."""
-        return 0 if bits == 8 else self.shared(f"t{bits}").file_bytes()
-
-    def activation_charge(self, bits: int) -> int:
-        """Bytes that the first activation of a width adds for what all activations of that width share."""
-        return 0 if bits == 8 else self.shared(f"c{2**bits - 1}").file_bytes()
+    def closure(self, keys: Iterable[str]) -> frozenset[str]:
+        """`keys` of shared recipes and all that those need in turn."""
+        found: set[str] = set()
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            if key not in found:
+                found.add(key)
+                waiting.extend(self.shared(key).shared)
+        return frozenset(found)
 
     def _code_table(self, name: str, layout: _Layout) -> Recipe:
         """int8 [2^index_bits, codes_per_index]: row i holds the codes whose fields make up index i."""
