@@ -140,11 +140,17 @@ class Compiler:
         return best
 
     def frontier(self, points: int) -> list[FrontierPoint]:
-        """Pareto-optimal plans in rising size."""
+        """Pareto-optimal plans in rising size, falling perturbation.
+
+        The search counts what several widths share as if it were always there; the sizes are those of the files.
+        """
         found = frontier(self.space.problem, points=points, second_budget=self.second_budget)
-        return [
-            FrontierPoint(self.base + self.space.bytes(entry), entry.loss, self.space.plan(entry)) for entry in found
-        ]
+        sized = [(self.base + self.space.bytes(entry), entry.loss, entry) for entry in found]
+        kept: list[FrontierPoint] = []
+        for size, loss, entry in sorted(sized, key=lambda point: point[:2]):
+            if not kept or loss < kept[-1].perturbation:
+                kept.append(FrontierPoint(size, loss, self.space.plan(entry)))
+        return kept
 
     def shares(self, allocation: Allocation) -> dict[str, float]:
         """Each site's share of the predicted perturbation."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from amq_onnx.curvature.rademacher import rademacher_like
+from amq_onnx.curvature.draws import rademacher_like
 
 
 def probe_products(loss: Tensor, sites: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from amq_onnx.curvature.rademacher import rademacher_like
+from amq_onnx.curvature.draws import draw_classes, rademacher_like
 from amq_onnx.errors import DataError
 
 
@@ -79,11 +79,7 @@ class SoftmaxLoss:
         # Where p is a unit vector to the last bit, L is zero and any class will do.
         chance = (flat * (1 - 2 * flat + flat.square().sum(1, keepdim=True))).clamp_min(1e-30).cpu()
         chance = chance / chance.sum(1, keepdim=True)
-        # By the inverse of the distribution function: torch.multinomial draws differently under other settings of
-        # the process (vector library, threads), and a seed must mean the same probes.
-        share = torch.rand(len(chance), 1, generator=generator, dtype=torch.float64)
-        edges = chance.double().cumsum(1)
-        drawn = torch.searchsorted(edges, share * edges[:, -1:], right=True).clamp_max(chance.shape[1] - 1)
+        drawn = draw_classes(chance, generator)
         sign = rademacher_like(chance.gather(1, drawn), generator)
         vector = torch.zeros_like(chance).scatter_(1, drawn, sign / chance.gather(1, drawn).sqrt())
         vector = vector.to(scores.device).reshape(probability.shape).movedim(-1, self.axis)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from amq_onnx.curvature.rademacher import rademacher_like
+from amq_onnx.curvature.draws import rademacher_like
 from amq_onnx.curvature.statistics import UnitMeans
 
 
