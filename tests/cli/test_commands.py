@@ -96,7 +96,7 @@ def test_frontier_points_are_what_quantize_gives(amq, case, tmp_path, read_json)
     points = read_json(points_file)
     sizes = [point["bytes"] for point in points]
     perturbations = [point["perturbation"] for point in points]
-    assert len(points) > 10
+    assert len(points) >= 8  # of 343 plans of three weights
     assert sizes == sorted(set(sizes))
     assert perturbations == sorted(set(perturbations), reverse=True)
     assert f"{sizes[0]:,}" in ran.out
