@@ -46,7 +46,6 @@ def export(
         examples = tuple(_two_samples(example) for example in examples)
     batch = torch.export.Dim("batch")
     dynamic = tuple({0: batch} if example.ndim else {} for example in examples) if dynamic_batch else None
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # torch reports a failure in dozens of lines on standard error; the sentence below says what matters of it.
     silence = io.StringIO()
     with (
@@ -56,6 +55,7 @@ def export(
         contextlib.redirect_stdout(silence),
     ):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
         try:
             torch.onnx.export(
                 module.eval(),
@@ -70,6 +70,8 @@ def export(
             )
         except Exception as error:
             raise UsageError(f"torch can't export the model: {_reason(error)}") from error
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,8 +2,8 @@
 
     AMQ_DATA=... python benchmarks/figures.py [resnet20|mobilenetv2 ...]
 
-For every size: bytes, accuracy and agreement in onnxruntime, seconds and peak memory of the whole command; then
-the widest uniform width whose file fits the same size, by the same code.
+For every size: bytes, accuracy and agreement in onnxruntime, seconds and peak memory of the command, verification on
+the test images included; then the widest uniform width whose file fits the same size, by the same code.
 """
 
 from __future__ import annotations
@@ -88,15 +88,21 @@ class Runner:
 
 
 def run(case: Case) -> None:
-    """Print the table of one model."""
+    """Print the table of one model: the first row of each setting measures, the others search its table."""
     with tempfile.TemporaryDirectory() as name:
         runner = Runner(case, Path(name))
-        table = str(Path(name) / "sensitivity.json")
+        tables: dict[tuple[str, ...], str] = {}
         for size, options in case.sizes:
             label = f"{case.name} {size} {' '.join(options)}"
-            found = runner.quantize("--size", size, "--data", runner.calibration, *options)
+            if options in tables:
+                found = runner.quantize("--size", size, *options, "--from-sensitivity", tables[options])
+            else:
+                tables[options] = str(Path(name) / f"sensitivity{len(tables)}.json")
+                whole = ("--data", runner.calibration, "--save-sensitivity", tables[options])
+                found = runner.quantize("--size", size, *options, *whole)
+                label += " (whole command)"
             runner.row(label, *found)
-        amq("sensitivity", str(runner.model), "--data", runner.calibration, "-o", table)
+        table = tables[()]
         sizes = uniform_bytes(runner.model, Path(table))
         for size in dict.fromkeys(size for size, _ in case.sizes):
             budget = float(size) * file_bytes(runner.model)

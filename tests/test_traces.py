@@ -23,7 +23,9 @@ WEIGHTS = {"w1": 0, "w2": 1}
 
 def network():
     nodes = [node("Gemm", "x w1 b1", "h", transB=1), node("Tanh", "h", "a"), node("MatMul", "a w2", "y")]
-    constants = {"w1": f(HIDDEN, 2), "b1": f(HIDDEN), "w2": f(HIDDEN, CLASSES)}
+    shapes = {"w1": (HIDDEN, 2), "b1": (HIDDEN,), "w2": (HIDDEN, CLASSES)}
+    rng = np.random.default_rng(3)  # its own, so that the traces don't depend on which tests ran before
+    constants = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     return model(nodes, {"x": ["n", 2]}, {"y": None}, constants)
 
 
@@ -143,11 +145,11 @@ def test_perturbations_of_activations_are_the_brute_force_means(method):
 def test_probing_stops_once_every_error_is_small_enough():
     setting = Setting()
     loose = setting.measure(relative_error=0.5)
-    tight = setting.measure(relative_error=0.02)
+    tight = setting.measure(relative_error=0.03)
     assert loose.converged
     assert tight.converged
     assert 2 <= loose.probes < tight.probes < 400
-    for found, bound in ((loose, 0.5), (tight, 0.02)):
+    for found, bound in ((loose, 0.5), (tight, 0.03)):
         traces = [*found.weights.values(), *found.activations.values()]
         assert max(trace.error / trace.trace for trace in traces) <= bound
 
