@@ -23,7 +23,7 @@ class InsertQDQ(Pass):
 
     The Clip bounds the codes where the encoding has fewer than 8 bits. The float initializers stay, so that
     the graph can be trained; `Pack` turns them into codes. A tensor that is also a graph output keeps its
-    float value there; readers inside subgraphs keep it too.
+    float value there; readers inside subgraphs read the quantized one.
 
     encodings: by tensor name. stem: what the names made here start with. keys: by tensor name, a short part
     of the names made for it (the tensor's name itself if absent).
