@@ -144,7 +144,9 @@ class Compiler:
 
         The search counts what several widths share as if it were always there; the sizes are those of the files.
         """
-        found = frontier(self.space.problem, points=points, second_budget=self.second_budget)
+        whole = self.space.restricted(frozenset(self.space.packed_widths()))
+        assert whole is not None
+        found = frontier(whole[0], points=points, second_budget=self.second_budget)
         sized = [(self.base + self.space.bytes(entry), entry.loss, entry) for entry in found]
         kept: list[FrontierPoint] = []
         for size, loss, entry in sorted(sized, key=lambda point: point[:2]):
