@@ -62,7 +62,6 @@ class Compiler:
         self.keep_metadata = keep_metadata
         self.space: SearchSpace = search_space(prepared, sensitivity, weight_bits, activation_bits)
         self.second_budget = self.space.second_budget(activation_average)
-        self.activation_average = activation_average
         try:
             least = smallest(self.space.problem, self.second_budget)
             self.least = solve(self.space.problem, least, self.second_budget)

@@ -225,8 +225,8 @@ def open_data(where: str, model: onnx.ModelProto, limit: int | None = None) -> D
     raise DataError(f"'{where}' is no data: give an .npz file, a folder of .npz files, or script.py:function")
 
 
-def random_data(model: onnx.ModelProto, samples: int, seed: int, free: Mapping[str, int] | None = None) -> Dataset:
-    """Standard normal inputs (integers: zeros), for models without data; free dimensions need a size in `free`."""
+def random_data(model: onnx.ModelProto, samples: int, seed: int) -> Dataset:
+    """Standard normal inputs (integers: zeros), for lack of data; only the first dimension may be free."""
     specs = input_specs(model)
     generator = np.random.default_rng(seed)
     arrays: Batch = {}

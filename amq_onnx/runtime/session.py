@@ -117,11 +117,6 @@ def adds_in_16_bits() -> bool:
     return not any(flag in flags for flag in ("avx512_vnni", "avx_vnni"))
 
 
-def has_8_bit_weights(model: onnx.ModelProto) -> bool:
-    """True if a weight is stored in the full range of int8, for which 16-bit sums are too small."""
-    return bool(_8_bit_weights(model))
-
-
 def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:
     """The session options without which this machine would compute `model` wrongly; empty nearly always.
 
@@ -140,6 +135,7 @@ def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:
 
 
 def _8_bit_weights(model: onnx.ModelProto) -> set[str]:
+    """Weights stored in the full range of int8, for which 16-bit sums are too small."""
     return {
         tensor.name
         for tensor in model.graph.initializer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def verify(
     errors = {name: _RunningError() for name in names}
     samples = 0
     unequal: dict[str, str] = {}
-    for batch in _chain(head, batches):
+    for batch in chain([head], batches):
         outputs = _run(first, names, batch)
         found = _run(second, names, batch)
         labels = None if LABELS in inputs else batch.get(LABELS)
@@ -189,11 +190,6 @@ def _add(metric: Metric, reference: Any, outputs: Any, labels: Any) -> None:
     if metric.needs_labels and labels is None:
         raise DataError(f"metric {metric.name} needs `labels` in the data: add them, or use --metric agreement")
     metric.add(reference, outputs, labels)
-
-
-def _chain(head: Batch, rest: Any) -> Any:
-    yield head
-    yield from rest
 
 
 class _RunningError:
