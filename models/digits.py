@@ -1,4 +1,4 @@
-"""Data for digits_resnet.onnx: scikit-learn's handwritten digits, split once and for all.
+"""Data of the shipped models: scikit-learn's handwritten digits, split once and for all.
 
 Both functions serve as `--data`: `models/digits.py:calibration` and `models/digits.py:test`.
 """
