@@ -77,7 +77,7 @@ def calibrate(
     with torch.inference_mode():
         for batch in data.first(1).batches(1):
             found = executor.run(tensors(batch, executor), list(activations))
-            count = _samples(batch)
+            count = data.count(batch)
             seen.elements = {name: max(1, tensor.numel() // count) for name, tensor in found.items()}
         for batch in data.batches(seen.batch_size()):
             found = executor.run(tensors(batch, executor), wanted)
@@ -90,7 +90,7 @@ def calibrate(
                     ) from error
             for name in heads:
                 squares[name] += float(found[name].double().square().sum())
-            seen.samples += _samples(batch)
+            seen.samples += data.count(batch)
             if progress is not None:
                 progress("ranges of activations", seen.samples, None)
     seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
@@ -99,7 +99,3 @@ def calibrate(
 
 def _fitting(budget: int, elements: dict[str, int]) -> int:
     return max(1, min(_LARGEST_BATCH, budget // max(1, sum(elements.values()))))
-
-
-def _samples(batch: Batch) -> int:
-    return next((len(array) for array in batch.values() if array.ndim), 1)

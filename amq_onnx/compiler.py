@@ -121,7 +121,9 @@ class Compiler:
     def _better(
         self, best: Allocation | None, problem: Problem, kept: list[list[int]], shared: int, budget: int
     ) -> Allocation | None:
-        for _ in range(_CORRECTIONS):
+        tried: set[int] = set()
+        while shared not in tried and len(tried) < _CORRECTIONS:
+            tried.add(shared)
             try:
                 found = solve(problem, budget - shared, self.second_budget)
             except Infeasible:
@@ -129,12 +131,9 @@ class Compiler:
             choice = tuple(row[option] for row, option in zip(kept, found.choice, strict=True))
             allocation = replace(found, choice=choice)
             used = self.space.bytes(allocation)
-            if used > budget:
-                break
-            if best is None or (allocation.loss, used) < (best.loss, self.space.bytes(best)):
+            if used <= budget and (best is None or (allocation.loss, used) < (best.loss, self.space.bytes(best))):
                 best = allocation
-            if used - found.size >= shared:
-                break
+            # What it shares really: less than was paid for, or more where too little had been.
             shared = used - found.size
         return best
 

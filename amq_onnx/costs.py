@@ -114,10 +114,10 @@ def search_space(
     for site in weights:
         row = sensitivity.weights[site.name]
         options = _offered(site.name, weight_bits, row.widths(), target.weight_widths)
-        key, conv = prepared.keys[site.name], site.operators == ("Conv",)
+        key, conv = prepared.keys[site.name], site.operators == ("Conv",) and site.is_integer(activations)
         widths.append(options)
         loss.append([row.omega(bits) for bits in options])
-        size.append([target.weight_bytes(key, site.shape, site.shape[site.axis], bits, conv) for bits in options])
+        size.append([target.weight_bytes(key, site.shape, site.channels, bits, conv) for bits in options])
         second.append([0] * len(options))
         keys.append(tuple(target.closure(target.weight(key, site.shape, bits).shared) for bits in options))
     for name in activations:

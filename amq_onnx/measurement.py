@@ -64,14 +64,16 @@ def measure_sensitivity(
         # weights: every plan would look as good as any other.
         heads = [replace(head, loss="squared", why="softmax or sigmoid is saturated on all samples") for head in heads]
         ranges, traces = measured()
+    unreached = _unreached(traces)
+    sites = prepared.sites.without(unreached)
     weights = {}
-    for number, site in enumerate(prepared.sites.weights):
+    for number, site in enumerate(sites.weights):
         found = weight_encodings(prepared.weight(site.name), site.axis, weight_bits, options.ranges)
         trace = traces.weights[site.name]
         errors = {bits: found.squared_error(bits) for bits in sorted(found.errors)}
         weights[site.name] = WeightRow(site.shape, trace.trace, trace.error, errors)
         if progress is not None:
-            progress("scales of weights", number + 1, len(prepared.sites.weights))
+            progress("scales of weights", number + 1, len(sites.weights))
     rows = {}
     for name in activations:
         trace = traces.activations[name]
@@ -89,8 +91,18 @@ def measure_sensitivity(
         ranges=options.ranges,
         weights=weights,
         activations=rows,
-        left_float=prepared.sites.left_float,
+        left_float=sites.left_float,
     )
+
+
+def _unreached(traces: Traces) -> dict[str, str]:
+    """Weights of which nothing is known: no sample of the data runs the layers that read them.
+
+    A zero trace would make them look free, and the narrowest width would be theirs.
+    """
+    known = any(trace.trace for trace in traces.weights.values())
+    reason = "the calibration data never reach it: add samples that do"
+    return {name: reason for name, trace in traces.weights.items() if known and trace.trace == 0}
 
 
 def _ranges_and_traces(

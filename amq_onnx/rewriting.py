@@ -13,8 +13,9 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.model.sites import Sites, find_sites
 from amq_onnx.passes.base import run
+from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
-from amq_onnx.passes.fold_batch_norm import FoldBatchNorm
+from amq_onnx.passes.fold_affine import FoldAffine
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
@@ -26,6 +27,7 @@ from amq_onnx.passes.normalize import (
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.strip import strip_exporter_metadata
+from amq_onnx.passes.subgraphs import hoist_weights
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.targets.onnxruntime import OnnxRuntimeTarget
 
@@ -33,7 +35,7 @@ _PREPARATION = (
     ConstantsToInitializers(),
     DropIdentities(),
     FoldConstants(),
-    FoldBatchNorm(),
+    FoldAffine(),
     MeansToPooling(),
 )
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
@@ -99,7 +101,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[
         )
     if wanted != current:
         model = _convert(model, wanted)
-    model = run(_with_shapes(model), _PREPARATION)
+    model = run(_with_shapes(hoist_weights(model)), _PREPARATION)
     model = _with_shapes(model)
     sites = find_sites(model)
     keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
@@ -127,7 +129,7 @@ def lower(
         for site in prepared.sites.weights
         if site.name in encodings
     }
-    model = run(simulated, [Pack(recipes, target.shared), DropImpliedClips()])
+    model = run(simulated, [Pack(recipes, target.shared), DropImpliedClips(), DequantizeAtLoad()])
     if not keep_metadata:
         model = strip_exporter_metadata(model)
         model.ir_version = _least_ir_version(model)

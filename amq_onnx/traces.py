@@ -37,7 +37,7 @@ class Trace:
     trace: of the Hessian of the mean loss (weights), or the mean over samples of each sample's own (activations).
     error: its standard error, over the random probes. elements: the block's dimension.
     perturbation: for activations, by bits, E_n[ trace_n / elements * ||Q(a_n) - a_n||^2 ] and its standard error.
-    channels: for weights, the trace of each index of the channel axis.
+    channels: for weights, the trace of each index of the channel axis (of all together without one).
     """
 
     trace: float
@@ -80,7 +80,7 @@ def losses_for(heads: Sequence[Head], mean_square: Mapping[str, float]) -> list[
 def measure_traces(
     executor: Executor,
     data: Dataset,
-    weights: Mapping[str, int],
+    weights: Mapping[str, int | None],
     activations: Mapping[str, Mapping[int, Encoding]],
     heads: Sequence[Head],
     losses: Sequence[Loss],
@@ -108,7 +108,7 @@ def measure_traces(
         draws = min(_PROBES_PER_PASS, max_probes - probes)
         samples = 0
         for unit, batch in enumerate(data.batches(batch_size)):
-            sweep.add_batch(unit, batch, probes, draws)
+            sweep.add_batch(unit, batch, data.count(batch), probes, draws)
             samples = sweep.samples
             if progress is not None:
                 progress(f"curvature, probe {probes + 1}", samples, None)
@@ -144,7 +144,7 @@ def weigh_histograms(
         for name, gradient in zip(names, gradients, strict=True):
             value = found[name].detach().float().cpu().numpy()
             histograms[name].weigh(value, gradient.square_().float().cpu().numpy())
-        samples += len(scores[0])
+        samples += data.count(batch)
         if progress is not None:
             progress("curvature of ranges", samples, None)
 
@@ -171,7 +171,7 @@ class _Sweep:
     def __init__(
         self,
         executor: Executor,
-        weights: dict[str, int],
+        weights: dict[str, int | None],
         activations: Mapping[str, Mapping[int, Encoding]],
         heads: Sequence[Head],
         losses: Sequence[Loss],
@@ -198,11 +198,10 @@ class _Sweep:
         self._total = 0
         self._first = True
 
-    def add_batch(self, unit: int, batch: Batch, probe: int, draws: int) -> None:
+    def add_batch(self, unit: int, batch: Batch, samples: int, probe: int, draws: int) -> None:
         found = _forward(self.executor, tensors(batch, self.executor), self.leaves, self.heads, list(self.activations))
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
-        samples = len(scores[0])
         if self._first:
             self._measure_perturbations(found, samples)
         for draw in range(draws):
@@ -276,7 +275,9 @@ class _Sweep:
         return probe_products(loss, sites, generator)
 
     def _add_weight(self, name: str, unit: int, product: Tensor) -> None:
-        per_channel = product.double().movedim(self.axes[name], 0).flatten(1).sum(1)
+        axis = self.axes[name]
+        per_channel = product.double().flatten()[None] if axis is None else product.double().movedim(axis, 0).flatten(1)
+        per_channel = per_channel.sum(1)
         self.weight_means[name].add(unit, float(per_channel.sum()))
         held = self.channel_sums.get(name)
         self.channel_sums[name] = per_channel if held is None else held + per_channel

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from amq_onnx.errors import AMQError, ModelError
+from amq_onnx.passes.subgraphs import restore_captured
 
 # Its warnings are about its own choices (no colours, types it keeps as numbers), and nothing a user can act on.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -117,6 +118,7 @@ def _restore(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
     target.graph.quantization_annotation.extend(
         note for note in source.graph.quantization_annotation if note.tensor_name in names
     )
+    restore_captured(source.graph, target.graph)
     _restore_interface(source, target)
     _restore_nodes(source, target)
 

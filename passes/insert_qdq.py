@@ -41,6 +41,10 @@ class InsertQDQ(Pass):
         """See the class."""
         self._constants = {}
         tensors = graph.tensors()
+        for inner in graph.subgraphs(recursive=True):  # a constant that only subgraphs read is known to them alone
+            for name, tensor in inner.tensors().items():
+                if isinstance(tensor, gs.Constant):
+                    tensors.setdefault(name, tensor)
         changed = False
         for name, encoding in self.encodings.items():
             if name not in tensors:
@@ -70,7 +74,8 @@ class InsertQDQ(Pass):
             clipped = gs.Variable(f"{name}c", code_type)
             nodes.append(gs.Node("Clip", "", {}, [codes, *bounds], [clipped]))
             codes = clipped
-        real = gs.Variable(f"{name}d", np.float32)
+        # The rank of a weight is needed by passes that write its scale in another way.
+        real = gs.Variable(f"{name}d", np.float32, tensor.shape if isinstance(tensor, gs.Constant) else None)
         nodes.append(gs.Node("DequantizeLinear", "", dict(attributes), [codes, *parameters], [real]))
         for reader in readers:
             for index, read in enumerate(reader.inputs):

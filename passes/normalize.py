@@ -107,15 +107,17 @@ class FoldConstants(Pass):
 
     Before:  W -> Transpose -> Wt -> MatMul          After:  Wt -> MatMul
 
-    Folding is onnx-graphsurgeon's, which evaluates nodes in onnxruntime. Results above 64 MiB stay nodes.
+    Folding is onnx-graphsurgeon's, which evaluates nodes in onnxruntime. Results above 64 MiB stay nodes, and so
+    does the Transpose of a constant that others read too, as of embeddings tied to the last layer: folded, it would
+    be stored twice.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         before = len(graph.nodes)
-        if not any(_foldable(node) for node in graph.nodes):
+        if not any(_foldable(node) and not _shares(node) for node in graph.nodes):
             return False
-        graph.fold_constants(size_threshold=_FOLDED_BYTES, error_ok=True).cleanup()
+        graph.fold_constants(size_threshold=_FOLDED_BYTES, error_ok=True, should_exclude_node=_shares).cleanup()
         return len(graph.nodes) != before
 
 
@@ -135,6 +137,14 @@ def _foldable(node: gs.Node) -> bool:
         return True
     named = [tensor for tensor in node.inputs if tensor.name]
     return bool(named) and all(isinstance(tensor, gs.Constant) for tensor in named)
+
+
+def _shares(node: gs.Node) -> bool:
+    """True for a Transpose of a matrix or larger constant that has other readers."""
+    if node.op != "Transpose":
+        return False
+    source = node.inputs[0]
+    return isinstance(source, gs.Constant) and len(source.shape) > 1 and len(source.outputs) > 1
 
 
 def _made_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:

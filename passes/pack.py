@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from amq_onnx.errors import ModelError
 from amq_onnx.passes.base import Pass
+from amq_onnx.passes.kernels import is_integer
 from amq_onnx.quantizer.affine import quantize
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.recipe import Codes, Recipe
@@ -46,10 +47,9 @@ class Pack(Pass):
             codes, last = _codes(quantizer)
             result = self._build(graph, tensors, recipe, codes)
             clipped = last is not quantizer.outputs[0]
-            for dequantize in list(last.outputs):
-                _, scale, zeros = dequantize.inputs
-                dispensable = clipped and {reader.op for reader in dequantize.outputs[0].outputs} == {"Conv"}
-                dequantize.inputs = [result, scale] if dispensable else [result, scale, zeros]
+            for reader in list(last.outputs):
+                dispensable = clipped and reader.op == "DequantizeLinear" and _read_by_convs(reader)
+                reader.inputs = [result, reader.inputs[1]] if dispensable else [result, *reader.inputs[1:]]
             for node in (quantizer, *(n for n in quantizer.outputs[0].outputs if n.op == "Clip")):
                 node.outputs.clear()
             changed = True
@@ -72,7 +72,7 @@ class Pack(Pass):
 
 
 class QuantizeBiases(Pass):
-    """Stores the bias of a node whose data and weight are quantized as int32.
+    """Stores the bias of a node on an integer kernel as int32.
 
     Before:  b (float) ---------------------------------> Conv(x', w', b)
     After:   b (int32) -> DequantizeLinear(s_x * s_w) --> Conv(x', w', b')
@@ -115,6 +115,10 @@ class QuantizeBiases(Pass):
         return changed
 
 
+def _read_by_convs(dequantize: gs.Node) -> bool:
+    return {reader.op for reader in dequantize.outputs[0].outputs} == {"Conv"}
+
+
 def _quantizer(weight: gs.Tensor | None) -> gs.Node | None:
     if not isinstance(weight, gs.Constant):
         return None
@@ -139,21 +143,14 @@ def _codes(quantizer: gs.Node) -> tuple[Codes, gs.Tensor]:
 
 def _biased(node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant] | None:
     """Bias, scale of the data and scales of the weight of a node whose bias can be int32."""
-    if node.op not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+    if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not is_integer(node):
         return None
     if node.attrs.get("beta", 1.0) != 1.0 or node.attrs.get("alpha", 1.0) != 1.0:
         return None
     bias = node.inputs[2]
-    scales = []
-    for tensor in node.inputs[:2]:
-        producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.op != "DequantizeLinear":
-            return None
-        scale = producer.inputs[1]
-        if not isinstance(scale, gs.Constant):
-            return None
-        scales.append(scale)
-    data_scale, weight_scale = scales
+    data_scale, weight_scale = (tensor.inputs[0].inputs[1] for tensor in node.inputs[:2])
+    if not isinstance(data_scale, gs.Constant) or not isinstance(weight_scale, gs.Constant):
+        return None
     if not isinstance(bias, gs.Constant) or bias.values.dtype != np.float32 or bias.values.ndim != 1:
         return None
     if data_scale.values.ndim or (weight_scale.values.ndim and weight_scale.values.shape != bias.values.shape):

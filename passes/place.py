@@ -8,7 +8,9 @@ import onnx_graphsurgeon as gs
 from amq_onnx.passes.base import Pass
 
 # Their output holds only values of their first input, and they are defined on 8-bit integers (opset 13).
-_CARRIERS = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_CARRIERS = frozenset(
+    {"Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 class PlaceOnCodes(Pass):
@@ -19,7 +21,9 @@ class PlaceOnCodes(Pass):
 
     Values and order stay the same bit for bit, and the operator moves a quarter of the bytes; runtimes find
     DequantizeLinear where they look for it, in front of the operator with an integer kernel. A Pad that fills
-    with 0 fills with the zero point instead. Left alone: per-axis encodings, other pads, graph outputs.
+    with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
+    Gather of rows when they belong to columns, as an embedding's do. Left alone: other operators behind per-axis
+    encodings, other pads, graph outputs.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -29,11 +33,12 @@ class PlaceOnCodes(Pass):
         waiting = [node for node in graph.nodes if node.op == "DequantizeLinear"]
         while waiting:
             dequantize = waiting.pop()
-            if not _one_scale(dequantize):
-                continue
             codes, *parameters = dequantize.inputs
+            if not isinstance(parameters[0], gs.Constant) or not dequantize.outputs:
+                continue
             for carrier in list(dequantize.outputs[0].outputs):
-                if not is_carrier(carrier) or id(carrier.outputs[0]) in outputs:
+                attributes = _attributes_behind(carrier, dequantize)
+                if attributes is None or not is_carrier(carrier) or id(carrier.outputs[0]) in outputs:
                     continue
                 real = carrier.outputs[0]
                 moved = gs.Variable(f"{dequantize.outputs[0].name}{len(graph.nodes)}", codes.dtype)
@@ -41,7 +46,7 @@ class PlaceOnCodes(Pass):
                 if carrier.op == "Pad":
                     _fill_with_zero_point(carrier, parameters)
                 carrier.outputs = [moved]
-                behind = gs.Node("DequantizeLinear", "", {}, [moved, *parameters], [real])
+                behind = gs.Node("DequantizeLinear", "", attributes, [moved, *parameters], [real])
                 graph.nodes.append(behind)
                 waiting.append(behind)
                 changed = True
@@ -60,9 +65,19 @@ def is_carrier(node: gs.Node) -> bool:
     return node.op in _CARRIERS
 
 
-def _one_scale(dequantize: gs.Node) -> bool:
-    scale = dequantize.inputs[1]
-    return isinstance(scale, gs.Constant) and scale.values.ndim == 0 and bool(dequantize.outputs)
+def _attributes_behind(carrier: gs.Node, dequantize: gs.Node) -> dict[str, int] | None:
+    """Attributes of a DequantizeLinear that stands behind `carrier` instead; None where it can't."""
+    if dequantize.inputs[1].values.ndim == 0:
+        return {}
+    axis, shape = int(dequantize.attrs.get("axis", 1)), dequantize.outputs[0].shape
+    if shape is None:
+        return None
+    if carrier.op == "Transpose":
+        perm = list(carrier.attrs.get("perm", range(len(shape))[::-1]))
+        return {"axis": perm.index(axis % len(shape))}
+    if carrier.op == "Gather" and carrier.attrs.get("axis", 0) == 0 and len(shape) > 1 and axis == len(shape) - 1:
+        return {"axis": -1}
+    return None
 
 
 def _fill_with_zero_point(pad: gs.Node, parameters: list[gs.Tensor]) -> None:

@@ -9,7 +9,8 @@ from torch.func import hessian, jacrev
 from amq_onnx.curvature.losses import SigmoidLoss, SoftmaxLoss, SquaredLoss
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.model.data import Dataset, input_specs
+from amq_onnx.model.data import Dataset
+from amq_onnx.model.inputs import input_specs
 from amq_onnx.model.heads import Head
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip

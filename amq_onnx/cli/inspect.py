@@ -8,9 +8,9 @@ from typing import Any
 from amq_onnx.cli import console, options
 from amq_onnx.cli.summary import write_json
 from amq_onnx.executor.interpreter import unsupported_operators
-from amq_onnx.model.data import input_specs
 from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.model.heads import find_heads
+from amq_onnx.model.inputs import input_specs
 from amq_onnx.rewriting import oldest_runtime, opset_of, prepare
 
 

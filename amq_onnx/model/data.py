@@ -6,36 +6,19 @@ import importlib.util
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from amq_onnx.errors import AMQError, DataError, UsageError
+from amq_onnx.model.inputs import InputSpec, input_specs
 
 Batch = dict[str, NDArray[Any]]
 LABELS = "labels"
 """The array of a batch that holds labels, unless the model has an input of that name."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """A graph input: its name, element type and shape (None where a dimension is free)."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-
-    def fits(self, array: NDArray[Any]) -> bool:
-        """True if `array`, but for its first dimension, has this shape."""
-        if array.ndim != len(self.shape):
-            return False
-        wanted = self.shape[1:]
-        return all(want in (None, have) for want, have in zip(wanted, array.shape[1:], strict=True))
 
 
 class CalibrationDataReader(Protocol):
@@ -45,29 +28,13 @@ class CalibrationDataReader(Protocol):
         """The next feed, or None at the end."""
 
 
-def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """The inputs that a run of `model` must be given."""
-    weights = {initializer.name for initializer in model.graph.initializer}
-    specs = []
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
-        tensor = value.type.tensor_type
-        shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
-        )
-        if not value.type.HasField("tensor_type"):
-            raise DataError(f"input '{value.name}' is not a tensor: models with sequence inputs can't be run here")
-        specs.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
-    return tuple(specs)
-
-
 class Dataset:
     """Batches of a model's inputs, with `labels` where there are some, in the same order on every pass.
 
-    source: called for each pass; yields dicts of arrays whose first dimension counts samples. The samples are
-    checked against the model's inputs and cut into batches again, so that memory is that of a batch and one
-    of the source's dicts.
+    source: called for each pass; yields dicts of arrays with a dimension that counts samples (see input_specs; the
+    first one of `labels`). The samples are checked against the model's inputs and cut into batches again, so that
+    memory is that of a batch and one of the source's dicts. Samples that differ in a free dimension (images of
+    several sizes) or in an input that all of a batch share never meet in one batch.
     """
 
     def __init__(
@@ -104,7 +71,10 @@ class Dataset:
             if labelled not in (None, LABELS in chunk):
                 raise DataError(f"{self.origin} has labels for some of its samples only")
             labelled = LABELS in chunk
-            samples = self._samples(chunk)
+            samples = self.count(chunk)
+            if held and not fixed and not self._alike(held[0], chunk):
+                yield self._joined(held)
+                held, count = [], 0
             if self.limit is not None and taken + samples > self.limit:
                 samples = self.limit - taken
                 chunk = self._cut(chunk, 0, samples)
@@ -129,12 +99,22 @@ class Dataset:
 
     def _fixed_batch(self) -> int | None:
         """The batch size that the model insists on, if all its inputs name the same."""
-        sizes = {spec.shape[0] for spec in self.specs if spec.shape and spec.shape[0] is not None}
+        sizes = {size for spec in self.specs if (size := spec.fixed_batch()) is not None}
         return sizes.pop() if len(sizes) == 1 else None
+
+    def _alike(self, one: Batch, other: Batch) -> bool:
+        """True where samples of both can be in one batch."""
+        for name, axis in self._axes(one):
+            if axis is None:
+                if not np.array_equal(one[name], other[name]):
+                    return False
+            elif _other_sizes(one[name], axis) != _other_sizes(other[name], axis):
+                return False
+        return True
 
     def samples(self) -> int:
         """How many samples a pass yields (reads the data once)."""
-        return sum(self._samples(batch) for batch in self.batches(256))
+        return sum(self.count(batch) for batch in self.batches(256))
 
     def has_labels(self) -> bool:
         """True if the data carry labels."""
@@ -178,26 +158,32 @@ class Dataset:
             batch[spec.name] = array
         if LABELS in raw and LABELS not in batch:
             batch[LABELS] = np.asarray(raw[LABELS])
-        lengths = {name: len(array) for name, array in batch.items() if self._counts(name, array)}
+        lengths = {name: batch[name].shape[axis] for name, axis in self._axes(batch) if axis is not None}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
             raise DataError(f"the arrays of {self.origin} differ in their number of samples: {listed}")
         return batch
 
-    def _counts(self, name: str, array: NDArray[Any]) -> bool:
-        """True if the first dimension of `array` counts samples: scalars are the same for all."""
-        return array.ndim > 0
+    def _axes(self, batch: Batch) -> Iterator[tuple[str, int | None]]:
+        """Each array of a batch with the dimension that counts samples."""
+        axes = {spec.name: spec.sample_axis for spec in self.specs}
+        for name, array in batch.items():
+            yield name, axes.get(name, 0) if array.ndim else None
 
-    def _samples(self, batch: Batch) -> int:
-        return next(len(array) for name, array in batch.items() if self._counts(name, array))
+    def count(self, batch: Batch) -> int:
+        """How many samples a batch holds (a model whose inputs are all shared has one a run)."""
+        return next((batch[name].shape[axis] for name, axis in self._axes(batch) if axis is not None), 1)
 
     def _cut(self, batch: Batch, start: int, stop: int) -> Batch:
-        return {name: array[start:stop] if self._counts(name, array) else array for name, array in batch.items()}
+        return {
+            name: batch[name] if axis is None else batch[name][(slice(None),) * axis + (slice(start, stop),)]
+            for name, axis in self._axes(batch)
+        }
 
     def _joined(self, batches: list[Batch]) -> Batch:
         return {
-            name: np.concatenate([batch[name] for batch in batches]) if self._counts(name, array) else array
-            for name, array in batches[0].items()
+            name: batches[0][name] if axis is None else np.concatenate([batch[name] for batch in batches], axis)
+            for name, axis in self._axes(batches[0])
         }
 
 
@@ -231,9 +217,10 @@ def random_data(model: onnx.ModelProto, samples: int, seed: int) -> Dataset:
     generator = np.random.default_rng(seed)
     arrays: Batch = {}
     for spec in specs:
-        if any(size is None for size in spec.shape[1:]):
+        sizes = [samples if axis == spec.sample_axis else size for axis, size in enumerate(spec.shape)]
+        shape = tuple(size for size in sizes if size is not None)
+        if len(shape) < len(sizes):
             raise UsageError(f"--random needs fixed sizes, but input '{spec.name}' has free dimensions: give --data")
-        shape = (samples, *(size or 1 for size in spec.shape[1:])) if spec.shape else ()
         floats = generator.standard_normal(shape, np.float32)
         arrays[spec.name] = floats.astype(spec.dtype) if spec.dtype.kind == "f" else np.zeros(shape, spec.dtype)
     return Dataset(lambda: [arrays], specs, "random data")
@@ -273,3 +260,7 @@ def _load(path: Path) -> Batch:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"'{path}' can't be read as an .npz file: {error}") from error
+
+
+def _other_sizes(array: NDArray[Any], axis: int) -> tuple[int, ...]:
+    return array.shape[:axis] + array.shape[axis + 1 :]

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import onnx
+from onnx import numpy_helper
 
 from amq_onnx.errors import ModelError
 
 LossName = Literal["softmax", "sigmoid", "squared"]
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+# Operators that leave the numbers of their first input as they are.
+_MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     """The heads of `model` and, by output, why others are left out.
 
     loss: `softmax`, `sigmoid` or `squared` for every head, or `auto`: a Softmax or Sigmoid at the end of the
-    graph is cut and its input used; [N, C] scores with C > 1 of a model without one are softmax logits;
-    anything else has squared error. Raises ModelError if no output is float.
+    graph, perhaps written out or reshaped behind, is cut and its input used; [N, C] scores with C > 1 of a model
+    without one are softmax logits; anything else has squared error. Raises ModelError if no output is float.
     """
-    producers = {name: node for node in model.graph.node for name in node.output}
+    graph = _Producers(model)
     heads: list[Head] = []
     left_out: dict[str, str] = {}
     for output in model.graph.output:
@@ -44,14 +47,11 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
         if tensor.elem_type not in _FLOATS:
             left_out[output.name] = "it is not a float tensor"
             continue
-        node = producers.get(output.name)
-        rank = len(tensor.shape.dim) if tensor.HasField("shape") else None
-        cut = node if node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid") else None
+        cut = graph.cut(output.name)
         if cut is not None:
-            kind: LossName = "sigmoid" if cut.op_type == "Sigmoid" else "softmax"
-            name, why = cut.input[0], f"the {cut.op_type} at the end was cut and its input used"
-            axis = _softmax_axis(model, cut)
+            name, kind, axis, why = cut
         else:
+            rank = len(tensor.shape.dim) if tensor.HasField("shape") else None
             classes = tensor.shape.dim[1] if rank == 2 else None
             many = classes is not None and not (classes.HasField("dim_value") and classes.dim_value == 1)
             kind = "softmax" if many else "squared"
@@ -65,9 +65,56 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     return heads, left_out
 
 
-def _softmax_axis(model: onnx.ModelProto, node: onnx.NodeProto) -> int:
+class _Producers:
+    """The nodes of a graph by what they make."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = {name: node for node in model.graph.node for name in node.output}
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+    def cut(self, name: str) -> tuple[str, LossName, int, str] | None:
+        """Input, loss, classes' dimension and story of the Softmax or Sigmoid that makes tensor `name`, if one does."""
+        node = self._behind(name, _MOVES)
+        if node is None:
+            return None
+        match node.op_type:
+            case "Softmax" | "LogSoftmax":
+                axis = _attribute(node, "axis", -1 if self.opset >= 13 else 1)
+                return node.input[0], "softmax", axis, f"the {node.op_type} at the end was cut and its input used"
+            case "Sigmoid":
+                return node.input[0], "sigmoid", -1, "the Sigmoid at the end was cut and its input used"
+            case "Div":
+                return self._written_out(node)
+        return None
+
+    def _written_out(self, node: onnx.NodeProto) -> tuple[str, LossName, int, str] | None:
+        """Exp(x) / ReduceSum(Exp(x)), the sum perhaps brought back to the shape of x."""
+        exponential = self.nodes.get(node.input[0])
+        total = self._behind(node.input[1], _MOVES | {"Expand"})
+        if exponential is None or exponential.op_type != "Exp" or total is None or total.op_type != "ReduceSum":
+            return None
+        axes = _axes(total, self.constants)
+        if total.input[0] != exponential.output[0] or axes is None or len(axes) != 1:
+            return None
+        why = "the softmax at the end, written out in Exp and Div, was cut and its input used"
+        return exponential.input[0], "softmax", axes[0], why
+
+    def _behind(self, name: str, passed: frozenset[str]) -> onnx.NodeProto | None:
+        node = self.nodes.get(name)
+        while node is not None and node.op_type in passed:
+            node = self.nodes.get(node.input[0])
+        return node
+
+
+def _axes(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[int] | None:
     for attribute in node.attribute:
-        if attribute.name == "axis":
-            return int(attribute.i)
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return -1 if opset >= 13 else 1
+        if attribute.name == "axes":
+            return list(attribute.ints)
+    if len(node.input) > 1 and node.input[1] in constants:
+        return [int(axis) for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)]
+    return None
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

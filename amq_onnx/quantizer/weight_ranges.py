@@ -41,18 +41,21 @@ class WeightEncodings:
 
 def weight_encodings(
     weight: NDArray[np.float32],
-    axis: int,
+    axis: int | None,
     widths: Iterable[int],
     method: RangeMethod = "mse",
     threads: int = 2,
 ) -> WeightEncodings:
-    """Symmetric signed encodings of `weight`, one scale per index of `axis`, for each of `widths`.
+    """Symmetric signed encodings of `weight`, one scale per index of `axis` (one in all without), for each of `widths`.
 
     `mse` (and `curvature`, which differs for activations only) searches, per channel and width, the scale of least
     squared error: exactly in short channels, in long ones by a geometric grid around the min-max scale, then
     alternating least squares (codes for the scale, the best scale for the codes).
     """
-    rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+    if axis is None:
+        rows = weight.reshape(1, -1)
+    else:
+        rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     chunks = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
     encodings: dict[int, Encoding] = {}
@@ -61,7 +64,7 @@ def weight_encodings(
         for bits in sorted(set(widths)):
             found = list(pool.map(lambda chunk, bits=bits: _scales(chunk, bits, method), chunks))
             scale = np.concatenate([scale for scale, _ in found])
-            encodings[bits] = Encoding(bits=bits, signed=True, scale=scale, axis=axis)
+            encodings[bits] = Encoding(bits, signed=True, scale=scale[0] if axis is None else scale, axis=axis)
             errors[bits] = np.concatenate([error for _, error in found])
     return WeightEncodings(encodings, errors)
 

@@ -126,18 +126,29 @@ def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:
     """
     if provider != "cpu" or not adds_in_16_bits():
         return {}
-    weights = _8_bit_weights(model)
-    readers: Counter[str] = Counter(name for node in model.graph.node for name in set(node.input))
-    real = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    shared = any(readers[name] > 1 for name in weights)
-    shared = shared or any(source in weights and readers[name] > 1 for name, source in real.items())
-    return {_EXACT_PRODUCTS: "1"} if weights and not shared else {}
+    readers = _8_bit_readers(model)
+    return {_EXACT_PRODUCTS: "1"} if readers and max(readers.values()) == 1 else {}
 
 
-def _8_bit_weights(model: onnx.ModelProto) -> set[str]:
-    """Weights stored in the full range of int8, for which 16-bit sums are too small."""
-    return {
+def _8_bit_readers(model: onnx.ModelProto) -> Counter[str]:
+    """Weights stored in the full range of int8, for which 16-bit sums are too small: how many layers multiply each."""
+    stored = {
         tensor.name
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     }
+    producers = {name: node for node in model.graph.node for name in node.output}
+    found: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for name in node.input[:2]:
+            dequantize = producers.get(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            source = dequantize.input[0]
+            while source in producers and producers[source].op_type == "Transpose":
+                source = producers[source].input[0]
+            if source in stored:
+                found[source] += 1
+    return found

@@ -176,7 +176,8 @@ class OnnxRuntimeTarget:
     def weight_bytes(self, key: str, shape: tuple[int, ...], channels: int, bits: int, conv: bool) -> int:
         """Bytes that depend on a weight's width: how its codes are stored, and its zero points.
 
-        channels: how many scales it has. conv: only Conv nodes read it, which below 8 bits need no zero points.
+        channels: how many scales it has. conv: only Conv nodes on integer kernels read it, which need zero points at
+        8 bits only; other integer kernels always need them, and weights that are dequantized at load never.
         """
         size = self.weight(key, shape, bits).file_bytes()
         if conv and bits == 8:

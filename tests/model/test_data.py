@@ -6,7 +6,8 @@ from onnx import TensorProto
 from small_graphs import model, node
 
 from amq_onnx.errors import DataError, UsageError
-from amq_onnx.model.data import Dataset, input_specs, open_data, random_data, reader_data
+from amq_onnx.model.data import Dataset, open_data, random_data, reader_data
+from amq_onnx.model.inputs import input_specs
 
 
 def network(batch="n", **more):
@@ -261,3 +262,46 @@ class TestOtherSources:
         proto = model([node("Relu", "x", "y")], {"x": ["n", "width"]}, {"y": None})
         with pytest.raises(UsageError, match="'x' has free dimensions"):
             random_data(proto, 4, 0)
+
+
+def recurrent(batch="n"):
+    """Input [samples, 3], state [4, samples, 5] and a rate that all share."""
+    nodes = [node("Relu", "x", "y"), node("Identity", "state", "after"), node("Cast", "rate", "z", to=1)]
+    inputs = {"x": [batch, 3], "state": [4, batch, 5], "rate": (TensorProto.INT64, [])}
+    return model(nodes, inputs, {"y": None, "after": None, "z": None})
+
+
+def stream(count, rate, start=0):
+    state = np.broadcast_to(np.arange(start, start + count, dtype=np.float32)[None, :, None], (4, count, 5))
+    return {"x": rows(count, start), "state": state, "rate": np.array(rate)}
+
+
+class TestSampleAxes:
+    @pytest.mark.parametrize("batch", ["n", None, 2], ids=["by name", "free", "fixed"])
+    def test_samples_run_along_another_dimension_of_a_state(self, batch):
+        assert [spec.sample_axis for spec in input_specs(recurrent(batch))] == [0, 1, None]
+        data = dataset(stream(3, 8), stream(3, 8, 3), proto=recurrent(batch))
+        found = list(data.batches(2))
+        assert [item["state"].shape for item in found] == [(4, 2, 5)] * 3
+        assert [item["state"][1, :, 4].tolist() for item in found] == first_column(found) == [[0, 1], [2, 3], [4, 5]]
+
+    def test_what_a_batch_shares_is_never_mixed(self):
+        data = dataset(stream(3, 8), stream(3, 16, 3), proto=recurrent())
+        found = list(data.batches(2))
+        assert [(item["rate"].item(), len(item["x"])) for item in found] == [(8, 2), (8, 1), (16, 2), (16, 1)]
+        assert data.samples() == 6
+
+    def test_images_of_several_sizes_are_never_joined(self):
+        proto = model([node("Relu", "x", "y")], {"x": ["n", 1, "h", "w"]}, {"y": None})
+        sizes = [(4, 6), (4, 6), (5, 6), (4, 6)]
+        data = dataset(*({"x": np.zeros((1, 1, *size), np.float32)} for size in sizes), proto=proto)
+        assert [item["x"].shape for item in data.batches(8)] == [(2, 1, 4, 6), (1, 1, 5, 6), (1, 1, 4, 6)]
+
+    def test_a_state_with_another_number_of_samples_is_refused(self):
+        broken = stream(3, 8) | {"state": np.zeros((4, 2, 5), np.float32)}
+        with pytest.raises(DataError, match="'x' 3, 'state' 2"):
+            list(dataset(broken, proto=recurrent()).batches(4))
+
+    def test_random_data_have_the_samples_where_they_belong(self):
+        batch = next(random_data(recurrent(), 4, 0).batches(4))
+        assert (batch["x"].shape, batch["state"].shape, batch["rate"].shape) == ((4, 3), (4, 4, 5), ())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from small_graphs import f, infos, model, node
+from small_graphs import assert_same_outputs, f, infos, model, node
 
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.model.sites import find_sites
@@ -35,7 +35,8 @@ class TestActivations:
             node("Pad", "sliced pads", "padded"),
             node("Add", "c2 padded", "s"),
             node("Relu", "s", "r2"),
-            node("Conv", "r2 w3", "y"),
+            node("Conv", "r2 w3", "z"),
+            node("Sigmoid", "z", "y"),
         ]
         constants = {
             **kernels("w1", "w2", "w3"),
@@ -43,41 +44,49 @@ class TestActivations:
             "pads": np.zeros(8, np.int64),
         }  # fmt: skip
         sites = find_sites(model(nodes, IMAGE, {"y": None}, constants))
-        assert names(sites) == (["w1", "w2", "w3"], ["x", "r1", "c2", "r2"])
+        assert names(sites) == (["w1", "w2", "w3"], ["x", "r1", "c2", "r2", "z"])
         readers = {site.name: site.readers for site in sites.activations}
-        assert readers == {"x": ("Conv",), "r1": ("Conv", "Add"), "c2": ("Add",), "r2": ("Conv",)}
+        assert readers == {"x": ("Conv",), "r1": ("Conv", "Add"), "c2": ("Add",), "r2": ("Conv",), "z": ("Sigmoid",)}
 
     def test_a_pad_that_fills_with_another_number_breaks_the_shortcut(self):
         nodes = [
             node("Conv", "x w1", "c1"),
             node("Pad", "c1 pads one", "p"),
-            node("Conv", "p w2", "y"),
+            node("Conv", "p w2", "z"),
+            node("Sigmoid", "z", "y"),
         ]
         constants = {**kernels("w1", "w2"), "pads": np.ones(8, np.int64) * 0, "one": np.float32(1)}
-        assert names(find_sites(model(nodes, IMAGE, {"y": None}, constants)))[1] == ["x", "p"]
+        assert names(find_sites(model(nodes, IMAGE, {"y": None}, constants)))[1] == ["x", "c1", "p", "z"]
 
     def test_the_inputs_of_a_concat_and_its_output_are_sites(self):
         nodes = [
             node("Conv", "x w1", "c1"),
             node("Conv", "x w2", "c2"),
             node("Concat", "c1 c2", "k", axis=1),
-            node("Conv", "k w3", "y"),
+            node("Conv", "k w3", "z"),
+            node("Sigmoid", "z", "y"),
         ]
         constants = {**kernels("w1", "w2"), "w3": f(2, 8, 1, 1)}
-        assert names(find_sites(model(nodes, IMAGE, {"y": None}, constants)))[1] == ["x", "c1", "c2", "k"]
+        assert names(find_sites(model(nodes, IMAGE, {"y": None}, constants)))[1] == ["x", "c1", "c2", "k", "z"]
 
     @pytest.mark.parametrize(
         ("pool", "expected"),
         [
-            (node("MaxPool", "r", "p", kernel_shape=[2, 2]), ["x", "r"]),
-            (node("AveragePool", "r", "p", kernel_shape=[2, 2]), ["x", "r", "p"]),
-            (node("GlobalAveragePool", "r", "p"), ["x", "r", "p"]),
-            (node("LpPool", "r", "p", kernel_shape=[2, 2]), ["x", "p"]),
+            (node("MaxPool", "r", "p", kernel_shape=[2, 2]), ["x", "r", "z"]),
+            (node("AveragePool", "r", "p", kernel_shape=[2, 2]), ["x", "r", "p", "z"]),
+            (node("GlobalAveragePool", "r", "p"), ["x", "r", "p", "z"]),
+            (node("LpPool", "r", "p", kernel_shape=[2, 2]), ["x", "r", "p", "z"]),
         ],
         ids=["a carrier", "average", "global", "no integer kernel"],
     )
     def test_pooling(self, pool, expected):
-        nodes = [node("Conv", "x w1", "c"), node("Relu", "c", "r"), pool, node("Conv", "p w2", "y", **SAME)]
+        nodes = [
+            node("Conv", "x w1", "c"),
+            node("Relu", "c", "r"),
+            pool,
+            node("Conv", "p w2", "z", **SAME),
+            node("Sigmoid", "z", "y"),
+        ]
         assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w1", "w2"))))[1] == expected
 
     def test_a_sum_that_leaves_the_quantized_part_stays_float(self):
@@ -87,16 +96,17 @@ class TestActivations:
             node("Add", "c1 c2", "s"),
             node("Sigmoid", "s", "y"),
         ]
-        assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w1", "w2"))))[1] == ["x"]
+        assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w1", "w2"))))[1] == ["x", "c1", "c2"]
 
     def test_a_sum_with_something_that_is_not_quantized_stays_float(self):
         nodes = [
             node("Conv", "x w1", "c1", **SAME),
             node("Sigmoid", "x", "g"),
             node("Add", "c1 g", "s"),
-            node("Conv", "s w2", "y"),
+            node("Conv", "s w2", "z"),
+            node("Sigmoid", "z", "y"),
         ]
-        assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w1", "w2"))))[1] == ["x", "s"]
+        assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w1", "w2"))))[1] == ["x", "c1", "s", "z"]
 
     def test_a_chain_of_sums_is_quantized_throughout_or_not_at_all(self):
         def chain(last):
@@ -105,12 +115,13 @@ class TestActivations:
                 node("Conv", "x w2", "c2"),
                 node("Add", "c1 c2", "s"),
                 node("Add", "s c1", "t"),
-                node(last, "t w3" if last == "Conv" else "t", "y"),
+                node(last, "t w3" if last == "Conv" else "t", "z"),
+                node("Sigmoid", "z", "y"),
             ]
             return names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w1", "w2", "w3"))))[1]
 
-        assert chain("Conv") == ["x", "c1", "c2", "s", "t"]
-        assert chain("Sigmoid") == ["x"]
+        assert chain("Conv") == ["x", "c1", "c2", "s", "t", "z"]
+        assert chain("Sigmoid") == ["x", "c1", "c2"]
 
     def test_a_product_of_two_activations_quantizes_both_through_transposes(self):
         nodes = [
@@ -133,6 +144,30 @@ class TestActivations:
             {"x": ["n", 4], "t": [4]}, {"y": None}, {"w": f(4, 4)},
         )  # fmt: skip
         assert names(find_sites(proto))[1] == ["r"]
+
+    def test_a_conv_writes_codes_even_where_nothing_else_reads_any(self):
+        nodes = [
+            node("Conv", "x w1", "c", **SAME),
+            node("Sigmoid", "c", "g"),
+            node("Mul", "c g", "s"),
+            node("Conv", "s w2", "r"),
+            node("Clip", "r low high", "k"),
+            node("Exp", "k", "y"),
+        ]
+        constants = {**kernels("w1", "w2"), "low": np.float32(0), "high": np.float32(6)}
+        sites = find_sites(model(nodes, IMAGE, {"y": None}, constants))
+        assert names(sites)[1] == ["x", "c", "s", "k"]
+        assert [site.needs for site in sites.weights] == [(frozenset("xc"),), (frozenset("sk"),)]
+
+    @pytest.mark.parametrize(
+        "last",
+        [[], [node("Relu", "c", "y")], [node("Flatten", "c", "l"), node("Concat", "l l", "y", axis=1)]],
+        ids=["itself", "absorbed", "moved and joined"],
+    )
+    def test_a_conv_that_makes_an_output_computes_in_float(self, last):
+        nodes = [node("Conv", "x w", "c" if last else "y"), *last]
+        sites = find_sites(model(nodes, IMAGE, {"y": None}, kernels("w")))
+        assert (names(sites), sites.weights[0].needs) == ((["w"], []), ())
 
 
 class TestWeights:
@@ -160,11 +195,42 @@ class TestWeights:
         nodes = [node("Conv", "x w", "a"), node("Conv", "a w", "y")]
         assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w")))) == (["w"], ["x", "a"])
 
-    def test_a_shared_weight_whose_readers_disagree_stays_float(self):
-        nodes = [node("Gemm", "x w", "a"), node("Gemm", "a w", "b", transB=1), node("MatMul", "b v", "y")]
-        sites = find_sites(model(nodes, {"x": ["n", 4]}, {"y": None}, {"w": f(4, 4), "v": f(4, 4)}))
-        assert names(sites)[0] == ["v"]
-        assert "disagree" in sites.left_float["w"]
+    def test_a_shared_weight_whose_readers_disagree_has_one_scale(self):
+        nodes = [node("Gemm", "x w", "a"), node("Gemm", "a w", "y", transB=1)]
+        assert axes(model(nodes, {"x": ["n", 4]}, {"y": None}, {"w": f(4, 4)})) == {"w": None}
+
+    def test_layers_without_integer_kernels(self):
+        nodes = [
+            node("ConvTranspose", "x t", "a", group=2),
+            node("Reshape", "a rows", "b"),
+            node("LSTM", "b w r", "s h", hidden_size=4),
+            node("Gather", "table i", "e"),
+            node("Concat", "h e", "y", axis=0),
+        ]
+        constants = {
+            "t": f(4, 3, 2, 2), "w": f(1, 16, 6), "r": f(1, 16, 4), "table": f(9, 4), "rows": np.array([-1, 1, 6])
+        }  # fmt: skip
+        inputs = {"x": [1, 4, 3, 3], "i": (TensorProto.INT64, [1, 1])}
+        sites = find_sites(model(nodes, inputs, {"y": None}, constants))
+        assert {site.name: (site.axis, site.needs) for site in sites.weights} == {
+            "t": (1, ()), "w": (1, ()), "r": (1, ()), "table": (1, ())
+        }  # fmt: skip
+        assert sites.activations == ()
+
+    def test_an_embedding_tied_to_the_last_layer_is_one_site_along_that_layers_channels(self):
+        nodes = [
+            node("Gather", "table i", "e"),
+            node("MatMul", "e w", "h"),
+            node("Transpose", "table", "turned", perm=[1, 0]),
+            node("MatMul", "h turned", "y"),
+        ]
+        inputs = {"i": (TensorProto.INT64, ["n", 5])}
+        sites = prepare(model(nodes, inputs, {"y": None}, {"table": f(9, 4), "w": f(4, 4)})).sites
+        assert {site.name: (site.axis, site.operators) for site in sites.weights} == {
+            "table": (0, ("Gather", "MatMul")),
+            "w": (1, ("MatMul",)),
+        }
+        assert names(sites)[1] == ["e", "h"]
 
     def test_weights_behind_identity_transpose_and_constant_nodes(self):
         constant = helper.make_node("Constant", [], ["held"], value_floats=f(16).tolist())
@@ -207,21 +273,33 @@ class TestWeights:
         with pytest.raises(ModelError, match="'w': its values are float16"):
             find_sites(proto)
 
-    def test_weights_in_subgraphs_stay_float_with_the_reason(self):
+    def branches(self, first, second):
         def branch(name, weight):
             held = helper.make_tensor(weight, TensorProto.FLOAT, [4, 4], f(16).tolist())
-            return helper.make_graph(
-                [helper.make_node("MatMul", ["x", weight], [name])], name, [], infos({name: [1, 4]}), [held]
-            )
+            constant = helper.make_node("Constant", [], [weight], value=held)
+            multiply = helper.make_node("MatMul", ["x", weight], [name])
+            nodes, tensors = ([constant, multiply], []) if weight == "other" else ([multiply], [held])
+            return helper.make_graph(nodes, name, [], infos({name: [1, 4]}), tensors)
 
         nodes = [
-            helper.make_node("If", ["c"], ["a"], then_branch=branch("t", "inner"), else_branch=branch("e", "other")),
+            helper.make_node("If", ["c"], ["a"], then_branch=branch("t", first), else_branch=branch("e", second)),
             node("MatMul", "a w", "y"),
         ]
-        proto = model(nodes, {"x": [1, 4], "c": (TensorProto.BOOL, [])}, {"y": None}, {"w": f(4, 4)})
-        sites = find_sites(proto)
+        return model(nodes, {"x": [1, 4], "c": (TensorProto.BOOL, [])}, {"y": None}, {"w": f(4, 4)})
+
+    def test_weights_in_subgraphs_are_sites_of_float_layers(self):
+        before = self.branches("inner", "other")
+        prepared = prepare(before)
+        assert {site.name: site.needs for site in prepared.sites.weights} == {
+            "w": (frozenset("a"),), "inner": (), "other": ()
+        }  # fmt: skip
+        for condition in (True, False):
+            assert_same_outputs(before, prepared.model, {"x": f(1, 4), "c": np.array(condition)})
+
+    def test_a_name_that_two_subgraphs_use_stays_float_with_the_reason(self):
+        sites = prepare(self.branches("same", "same")).sites
         assert names(sites)[0] == ["w"]
-        assert {name for name, reason in sites.left_float.items() if "subgraph" in reason} == {"inner", "other"}
+        assert "several subgraphs" in sites.left_float["same"]
 
     def test_a_model_without_layers_is_refused(self):
         with pytest.raises(ModelError, match="no layer to quantize"):

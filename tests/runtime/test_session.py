@@ -1,5 +1,6 @@
 """Sessions run on the provider that was asked for, or not at all."""
 
+import itertools
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -122,9 +123,15 @@ def test_one_package_or_an_own_build_is_fine(monkeypatch, names):
 # 8-bit weights on CPUs without VNNI.
 
 
-def weights_of(dtype, *shape):
-    values = np.ones(shape, dtype)
-    return build([node("Cast", "w", "y", to=1)], {"x": [1]}, {"y": list(shape)}, {"w": values})
+def weights_of(dtype, layers=1, at_load=False):
+    """Layers that read one weight, as codes or dequantized at load."""
+    dequantize = (
+        [node("Cast", "w", "c", to=1), node("Mul", "c s", "d")] if at_load else [node("DequantizeLinear", "w s", "d")]
+    )
+    names = ["x", *(f"y{index}" for index in range(layers))]
+    nodes = [node("MatMul", f"{one} d", other) for one, other in itertools.pairwise(names)]
+    constants = {"w": np.ones((4, 4), dtype), "s": np.float32(0.1)}
+    return build([*dequantize, *nodes], {"x": [1, 4]}, {names[-1]: [1, 4]}, constants)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +152,11 @@ def test_exact_products_where_the_cpu_adds_in_16_bits(monkeypatch, tmp_path, fla
     sessions.adds_in_16_bits.cache_clear()
     try:
         wanted = {"session.x64quantprecision": "1"} if needed else {}
-        assert exact_options(weights_of(np.int8, 4, 4), "cpu") == wanted
-        assert exact_options(weights_of(np.int8, 4, 4), "cuda") == {}
-        assert exact_options(weights_of(np.uint8, 4, 4), "cpu") == {}
-        assert exact_options(weights_of(np.int8, 4), "cpu") == {}  # zero points, not weights
+        assert exact_options(weights_of(np.int8), "cpu") == wanted
+        assert exact_options(weights_of(np.int8), "cuda") == {}
+        assert exact_options(weights_of(np.uint8), "cpu") == {}
+        assert exact_options(weights_of(np.int8, layers=2), "cpu") == {}  # which onnxruntime refuses
+        assert exact_options(weights_of(np.int8, at_load=True), "cpu") == {}
     finally:
         sessions.adds_in_16_bits.cache_clear()
 

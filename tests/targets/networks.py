@@ -46,6 +46,8 @@ def ranges(proto, names, feeds):
     probe.CopyFrom(proto)
     del probe.graph.output[:]
     computed = [name for name in names if name not in feeds]
+    if not computed:
+        return {name: (float(feeds[name].min()), float(feeds[name].max())) for name in names}
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in computed)
     found = dict(zip(computed, session(probe).run(None, feeds), strict=True)) | feeds
     return {name: (float(found[name].min()), float(found[name].max())) for name in names}

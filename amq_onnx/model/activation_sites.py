@@ -1,0 +1,155 @@
+"""Finds the activations of a graph that integer kernels read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.kernels import ABSORBED
+from amq_onnx.passes.place import is_carrier
+
+# Operators that compute on codes where all they read and write is quantized.
+JOINS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+
+
+@dataclass(frozen=True)
+class ActivationSite:
+    """A tensor between nodes. readers: the operators that read it (through carriers)."""
+
+    name: str
+    readers: tuple[str, ...]
+
+
+def find_activations(
+    graph: gs.Graph, weights: Collection[int]
+) -> tuple[tuple[ActivationSite, ...], dict[int, frozenset[str]]]:
+    """Activation sites in the graph's order and, by id of each layer with an integer kernel, the sites it needs.
+
+    weights: ids of the tensors that layers read their weights as. Sites are what those layers read, what joins
+    between them read, and what a Conv writes, since its kernel writes codes.
+    """
+    anchors = {id(node): node for node in graph.nodes if _is_anchor(graph, node, weights)}
+    joins = _quantized_joins(graph, set(anchors))
+    readers: dict[int, list[str]] = {}
+    sources: dict[int, gs.Tensor] = {}
+
+    def add(tensor: gs.Tensor, operators: list[str]) -> str:
+        sources[id(tensor)] = tensor
+        readers.setdefault(id(tensor), []).extend(operators)
+        return str(tensor.name)
+
+    needs: dict[int, set[str]] = {key: set() for key in anchors}
+    for node in graph.nodes:
+        if id(node) not in anchors and id(node) not in joins:
+            continue
+        for tensor in node.inputs[:2] if id(node) in anchors else node.inputs:
+            if id(tensor) not in weights and not isinstance(tensor, gs.Constant):
+                name = add(_source(tensor), [node.op])
+                if id(node) in anchors:
+                    needs[id(node)].add(name)
+    for key, node in anchors.items():
+        if node.op == "Conv":
+            written = _behind_absorbed(node.outputs[0], sources)
+            if id(written) not in sources:
+                add(written, [reader.op for reader in written.outputs])
+            needs[key].add(written.name)
+    position = {id(node): index for index, node in enumerate(graph.nodes)}
+    ordered = sorted(sources.values(), key=lambda tensor: position[id(tensor.inputs[0])] if tensor.inputs else -1)
+    found = tuple(
+        ActivationSite(tensor.name, tuple(dict.fromkeys(readers[id(tensor)])))
+        for tensor in ordered
+        if tensor.dtype is None or np.dtype(tensor.dtype) == np.float32
+    )
+    return found, {key: frozenset(names) for key, names in needs.items()}
+
+
+def _is_anchor(graph: gs.Graph, node: gs.Node, weights: Collection[int]) -> bool:
+    """True for a layer that integer kernels can run: weights on the right, or a product of two activations."""
+    if node.domain not in (None, "", "ai.onnx"):
+        return False
+    match node.op:
+        case "Conv":
+            return id(node.inputs[1]) in weights and not _is_output(graph, node.outputs[0])
+        case "Gemm":
+            return id(node.inputs[1]) in weights
+        case "MatMul":
+            constant = [isinstance(tensor, gs.Constant) or id(tensor) in weights for tensor in node.inputs]
+            return id(node.inputs[1]) in weights or not any(constant)
+        case _:
+            return False
+
+
+def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """True where `tensor` leaves the graph with no computation behind it: 8-bit codes would be what users see."""
+    outputs = {id(output) for output in graph.outputs}
+    return any(
+        id(reached) in outputs for reached in _reached(tensor, lambda node: node.op == "Concat" or _passes_on(node))
+    )
+
+
+def _behind_absorbed(tensor: gs.Tensor, sites: Collection[int]) -> gs.Tensor:
+    """The tensor that a quantizer behind a layer reads: behind a Relu or Clip that alone reads the layer's output."""
+    while id(tensor) not in sites and len(tensor.outputs) == 1 and tensor.outputs[0].op in ABSORBED:
+        tensor = tensor.outputs[0].outputs[0]
+    return tensor
+
+
+def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
+    """Ids of the joins that lie between quantized operators: all inputs from one, an output to one."""
+    joins = {
+        id(node): node
+        for node in graph.nodes
+        if node.op in JOINS and not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
+    }
+    changed = True
+    while changed:
+        quantized = anchors | set(joins)
+        changed = False
+        for key, node in list(joins.items()):
+            fed = all(_from_quantized(tensor, quantized) for tensor in node.inputs)
+            read = any(_to_quantized(tensor, quantized) for tensor in node.outputs)
+            if not (fed and read):
+                del joins[key]
+                changed = True
+    return set(joins)
+
+
+def _source(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor whose values `tensor` holds, up through carriers."""
+    while tensor.inputs and is_carrier(tensor.inputs[0]) and not isinstance(tensor.inputs[0].inputs[0], gs.Constant):
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def _from_quantized(tensor: gs.Tensor, quantized: set[int]) -> bool:
+    tensor = _source(tensor)
+    if not tensor.inputs:
+        return False
+    producer = tensor.inputs[0]
+    if producer.op in ABSORBED and producer.inputs[0].inputs:
+        producer = producer.inputs[0].inputs[0]
+    return id(producer) in quantized
+
+
+def _to_quantized(tensor: gs.Tensor, quantized: set[int]) -> bool:
+    """True where a quantized operator reads `tensor`, through carriers and absorbed operators."""
+    return any(id(reader) in quantized for reached in _reached(tensor, _passes_on) for reader in reached.outputs)
+
+
+def _passes_on(node: gs.Node) -> bool:
+    return node.op in ABSORBED or is_carrier(node)
+
+
+def _reached(tensor: gs.Tensor, passes: Callable[[gs.Node], bool]) -> Iterator[gs.Tensor]:
+    """`tensor` and what nodes that only pass it on make of it."""
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        reached = waiting.pop()
+        yield reached
+        for output in (output for reader in reached.outputs if passes(reader) for output in reader.outputs):
+            if id(output) not in seen:
+                seen.add(id(output))
+                waiting.append(output)

@@ -1,0 +1,68 @@
+"""Lets weights that no integer kernel reads be dequantized once, when the runtime loads the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.base import Pass
+from amq_onnx.passes.kernels import is_constant, is_integer
+
+
+class DequantizeAtLoad(Pass):
+    """Writes the dequantization of a constant as operators that runtimes fold.
+
+    Before:  codes (constant) -> DequantizeLinear(scale, axis) -> LSTM
+    After:   codes (constant) -> Cast(float) -> Mul(scale) -> LSTM
+
+    The numbers are the same bit for bit. onnxruntime keeps a DequantizeLinear of constants for its integer kernels,
+    and where none takes it computes it anew at every run (1.3 to 1.6 times the time of the float Conv); a Cast and
+    a Mul it folds, and the layer runs at the speed of the float model. Left alone: weights with a reader on an
+    integer kernel, and zero points other than 0, tensors of unknown rank.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        changed = False
+        outputs = {id(tensor) for tensor in graph.outputs}
+        for node in list(graph.nodes):
+            if node.op != "DequantizeLinear" or not is_constant(node.inputs[0]):
+                continue
+            real = node.outputs[0]
+            if id(real) in outputs or any(is_integer(reader) for reader in real.outputs):
+                continue
+            codes, scale, *zero_point = node.inputs
+            if not isinstance(scale, gs.Constant) or (zero_point and np.any(zero_point[0].values)):
+                continue
+            rank = _rank(codes)
+            if scale.values.ndim and rank is None:
+                continue
+            node.outputs.clear()
+            cast = gs.Variable(f"{real.name}c", np.float32)
+            graph.nodes.append(gs.Node("Cast", "", {"to": int(onnx.TensorProto.FLOAT)}, [codes], [cast]))
+            graph.nodes.append(gs.Node("Mul", "", {}, [cast, _along_axis(scale, node, rank)], [real]))
+            changed = True
+        return changed
+
+
+def _rank(codes: gs.Tensor) -> int | None:
+    """How many dimensions a constant, perhaps transposed or reshaped, has; None where that isn't known."""
+    if codes.shape is not None:
+        return len(codes.shape)
+    producer = codes.inputs[0]
+    if producer.op == "Transpose":
+        return _rank(producer.inputs[0])
+    if producer.op == "Reshape" and isinstance(producer.inputs[1], gs.Constant):
+        return int(producer.inputs[1].shape[0])
+    return None
+
+
+def _along_axis(scale: gs.Constant, node: gs.Node, rank: int | None) -> gs.Constant:
+    """The scale in the shape that multiplies along the node's axis."""
+    if scale.values.ndim == 0 or rank is None:
+        return scale
+    behind = rank - 1 - node.attrs.get("axis", 1) % rank
+    if not behind:
+        return scale
+    return gs.Constant(f"{scale.name}b", scale.values.reshape(-1, *[1] * behind))

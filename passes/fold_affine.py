@@ -1,0 +1,117 @@
+"""Folds scales and shifts behind a convolution into it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from amq_onnx.passes.base import Pass
+
+Channels = NDArray[np.float64]
+
+
+class FoldAffine(Pass):
+    """Folds an inference BatchNormalization, or arithmetic with constants, into the convolution that alone feeds it.
+
+    Before:  x -> Conv(W, b) -> y -> BatchNormalization(scale, shift, mean, var) -> z
+             x -> Conv(W, b) -> y -> Mul(k) -> Add(c) -> z                  k, c: one number, or one per channel
+    After:   x -> Conv(W * k, b * k + c) -> z;  for the norm k = scale / sqrt(var + epsilon), c = shift - mean * k
+
+    So for ConvTranspose, Div and Sub. Left alone: a convolution whose output has other readers, weights that aren't
+    constants or have other readers, constants of other shapes, training mode. Computed in float64, stored in the
+    type of W.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        changed = False
+        for conv in graph.nodes:
+            if conv.op not in ("Conv", "ConvTranspose") or not _foldable(conv):
+                continue
+            while (behind := _only_reader(conv, outputs)) is not None:
+                affine = _affine(behind, conv)
+                if affine is None:
+                    break
+                self._fold(conv, *affine)
+                output = behind.outputs[0]
+                behind.outputs.clear()
+                behind.inputs.clear()
+                conv.outputs = [output]
+                changed = True
+        return changed
+
+    @staticmethod
+    def _fold(conv: gs.Node, factor: Channels, shift: Channels) -> None:
+        weight = conv.inputs[1]
+        values = weight.values.astype(np.float64)
+        bias = conv.inputs[2].values.astype(np.float64) if len(conv.inputs) > 2 else np.zeros(_channels(conv))
+        if conv.op == "Conv":
+            scaled = values * factor.reshape(-1, *[1] * (values.ndim - 1))
+        else:  # [inputs, outputs of a group, ...], the inputs of each group one after another
+            groups = conv.attrs.get("group", 1)
+            grouped = values.reshape(groups, -1, *values.shape[1:])
+            scaled = (grouped * factor.reshape(groups, 1, -1, *[1] * (values.ndim - 2))).reshape(values.shape)
+        dtype = weight.values.dtype
+        # The bias takes the weight's name as its stem: the other constants' names say nothing of the convolution.
+        name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
+        weight.values = scaled.astype(dtype)
+        conv.inputs = [conv.inputs[0], weight, gs.Constant(name, (bias * factor + shift).astype(dtype))]
+
+
+def _only_reader(conv: gs.Node, outputs: set[int]) -> gs.Node | None:
+    middle = conv.outputs[0]
+    return middle.outputs[0] if len(middle.outputs) == 1 and id(middle) not in outputs else None
+
+
+def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:
+    """Factor and shift of each channel, if that is all that `node` does."""
+    channels, rank = _channels(conv), len(conv.inputs[1].shape)
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    if node.op == "BatchNormalization":
+        if node.attrs.get("training_mode", 0) or not _constants(node.inputs[1:5]):
+            return None
+        scale, shift, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:5])
+        factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        return factor, shift - mean * factor
+    if node.op not in ("Add", "Div", "Mul", "Sub") or node.inputs[0] is node.inputs[1]:
+        return None
+    first = node.inputs[0] is conv.outputs[0]
+    number = _per_channel(node.inputs[1 if first else 0], channels, rank)
+    if number is None:
+        return None
+    match node.op:
+        case "Add":
+            return ones, number
+        case "Mul":
+            return number, zeros
+        case "Sub":
+            return (ones, -number) if first else (-ones, number)
+        case _:
+            return (1 / number, zeros) if first and number.all() else None
+
+
+def _per_channel(tensor: gs.Tensor, channels: int, rank: int) -> Channels | None:
+    """The constant as one number a channel, if it is that or a single number."""
+    if not isinstance(tensor, gs.Constant) or len(tensor.shape) > rank:
+        return None
+    values = tensor.values.astype(np.float64)
+    if values.size == 1:
+        return np.full(channels, values.reshape(-1)[0])
+    shape = (1,) * (rank - values.ndim) + values.shape
+    return values.reshape(-1) if shape == (1, channels, *[1] * (rank - 2)) else None
+
+
+def _channels(conv: gs.Node) -> int:
+    shape = conv.inputs[1].shape
+    return int(shape[0] if conv.op == "Conv" else shape[1] * conv.attrs.get("group", 1))
+
+
+def _foldable(conv: gs.Node) -> bool:
+    parameters = conv.inputs[1:]
+    return _constants(parameters) and all(len(tensor.outputs) == 1 for tensor in parameters)
+
+
+def _constants(tensors: list[gs.Tensor]) -> bool:
+    return all(isinstance(tensor, gs.Constant) for tensor in tensors)

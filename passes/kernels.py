@@ -1,0 +1,42 @@
+"""Which nodes onnxruntime runs on integer kernels, by what stands around them in a graph with Q and DQ."""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+# Operators that the quantizer behind them absorbs: their input needs no encoding of its own.
+ABSORBED = frozenset({"Clip", "Relu"})
+
+
+def is_integer(node: gs.Node) -> bool:
+    """True for a Conv, Gemm or MatMul of two dequantized tensors; Conv must be quantized behind it as well.
+
+    onnxruntime fuses DQ, DQ -> Conv -> Q into QLinearConv, and DQ, DQ -> MatMul into MatMulIntegerToFloat (Gemm
+    into QGemm) whatever reads it. Without that, every DQ of a constant is computed anew at each run.
+    """
+    if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
+        return False
+    if not all(tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" for tensor in node.inputs[:2]):
+        return False
+    if node.op != "Conv":
+        return True
+    tensor = node.outputs[0]
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op in ABSORBED:
+        tensor = tensor.outputs[0].outputs[0]
+    return bool(tensor.outputs) and all(reader.op == "QuantizeLinear" for reader in tensor.outputs)
+
+
+def is_constant(tensor: gs.Tensor) -> bool:
+    """True for what is computed from constants alone, which runtimes do once, at load."""
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, gs.Constant) or not current.name:
+            continue
+        if not current.inputs or current.inputs[0].op == "DequantizeLinear":
+            return False
+        for read in current.inputs[0].inputs:
+            if id(read) not in seen:
+                seen.add(id(read))
+                waiting.append(read)
+    return True

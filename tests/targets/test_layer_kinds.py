@@ -1,0 +1,203 @@
+"""Every kind of layer, from the float graph to the file: the same numbers, the exact bytes, and what runs."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from small_graphs import assert_same_outputs, f, infos, initializers, model, node, operators, outputs, session
+
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.weight_ranges import weight_encodings
+from amq_onnx.rewriting import lower, prepare, simulate
+
+from .networks import ranges
+
+INT64 = TensorProto.INT64
+
+
+def tokens(*shape):
+    return np.random.default_rng(3).integers(0, 9, shape)
+
+
+def convolution(data, weight, **attributes):
+    nodes = [node("Conv", "x w b", "c", **attributes), node("Relu", "c", "r"), node("Exp", "r", "y")]
+    proto = model(nodes, {"x": ["n", *data[1:]]}, {"y": None}, {"w": f(*weight), "b": f(weight[0])})
+    return proto, {"x": f(*data)}
+
+
+def transposed_convolution():
+    nodes = [node("ConvTranspose", "x w b", "c", strides=[2, 2], group=2), node("Sigmoid", "c", "y")]
+    proto = model(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, {"w": f(4, 3, 2, 2), "b": f(6)})
+    return proto, {"x": f(2, 4, 3, 3)}
+
+
+def recurrent(operator, gates, direction="forward"):
+    """Its state comes in and goes out, as where a stream is cut into pieces."""
+    ways = 2 if direction == "bidirectional" else 1
+    lstm = operator == "LSTM"
+    state, after = ("h k", "hn kn") if lstm else ("h", "hn")
+    nodes = [
+        node(operator, f"x w r b - {state}", f"s {after}", hidden_size=4, direction=direction),
+        node("Exp", "s", "y"),
+    ]
+    constants = {"w": f(ways, gates * 4, 3), "r": f(ways, gates * 4, 4), "b": f(ways, gates * 8)}
+    held = {name: [ways, "n", 4] for name in state.split()}
+    proto = model(nodes, {"x": [5, "n", 3], **held}, {"y": None, **dict.fromkeys(after.split())}, constants)
+    return proto, {"x": f(5, 2, 3), **{name: f(ways, 2, 4) for name in held}}
+
+
+def embedding():
+    nodes = [node("Gather", "table i", "e"), node("MatMul", "e w", "y")]
+    proto = model(nodes, {"i": (INT64, ["n", 5])}, {"y": None}, {"table": f(9, 4), "w": f(4, 3)})
+    return proto, {"i": tokens(2, 5)}
+
+
+def tied_embedding():
+    nodes = [
+        node("Gather", "table i", "e"),
+        node("Transpose", "table", "turned", perm=[1, 0]),
+        node("MatMul", "e turned", "y"),
+    ]
+    return model(nodes, {"i": (INT64, ["n", 5])}, {"y": None}, {"table": f(9, 4)}), {"i": tokens(2, 5)}
+
+
+def attention():
+    nodes = [
+        *(node("MatMul", f"x w{name}", name) for name in "qkv"),
+        node("Attention", "q k v", "a", q_num_heads=2, kv_num_heads=2),
+        node("MatMul", "a wo", "y"),
+    ]
+    constants = {f"w{name}": f(8, 8) * np.float32(0.3) for name in "qkvo"}
+    return model(nodes, {"x": ["n", 5, 8]}, {"y": None}, constants, opset=23), {"x": f(2, 5, 8)}
+
+
+def branches():
+    def branch(name, weight):
+        held = helper.make_tensor(weight, TensorProto.FLOAT, [4, 4], f(16).tolist())
+        nodes = [
+            helper.make_node("Constant", [], [weight], value=held),
+            helper.make_node("MatMul", ["x", weight], [name]),
+        ]
+        return helper.make_graph(nodes, name, [], infos({name: None}))
+
+    chosen = helper.make_node("If", ["c"], ["a"], then_branch=branch("t", "wt"), else_branch=branch("e", "we"))
+    nodes = [chosen, node("MatMul", "a w", "y")]
+    proto = model(nodes, {"x": ["n", 4], "c": (TensorProto.BOOL, [])}, {"y": ["n", 4]}, {"w": f(4, 4)})
+    return proto, {"x": f(3, 4), "c": np.array(True)}
+
+
+def last_convolution():
+    nodes = [node("Conv", "x w b", "y")]
+    return model(nodes, {"x": ["n", 3, 5, 5]}, {"y": None}, {"w": f(4, 3, 3, 3), "b": f(4)}), {"x": f(2, 3, 5, 5)}
+
+
+# By kind: graph, data, and the operators that onnxruntime runs at its extended level.
+KINDS = {
+    "Conv, 1-D": (
+        lambda: convolution((2, 3, 9), (5, 3, 3)),
+        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+    ),
+    "Conv, 3-D": (
+        lambda: convolution((2, 3, 4, 4, 4), (5, 3, 2, 2, 2)),
+        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+    ),
+    "Conv, grouped": (
+        lambda: convolution((2, 4, 6, 6), (6, 2, 3, 3), group=2),
+        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+    ),
+    "Conv, depthwise": (
+        lambda: convolution((2, 4, 6, 6), (4, 1, 3, 3), group=4),
+        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+    ),
+    "Conv, the last": (last_convolution, ["Conv"]),
+    "ConvTranspose": (transposed_convolution, ["ConvTranspose", "Sigmoid"]),
+    "LSTM": (lambda: recurrent("LSTM", 4), ["LSTM", "Exp"]),
+    "LSTM, bidirectional": (lambda: recurrent("LSTM", 4, "bidirectional"), ["LSTM", "Exp"]),
+    "GRU": (lambda: recurrent("GRU", 3), ["GRU", "Exp"]),
+    "RNN": (lambda: recurrent("RNN", 1, "reverse"), ["RNN", "Exp"]),
+    "Gather": (embedding, ["Gather", "DequantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"]),
+    "Gather, tied": (tied_embedding, ["Gather", "QuantizeLinear", "MatMulIntegerToFloat"]),
+    "Attention": (
+        attention,
+        ["QuantizeLinear", *["MatMulIntegerToFloat"] * 3, "Attention", "QuantizeLinear", "MatMulIntegerToFloat"],
+    ),
+    "If": (branches, ["If", "QuantizeLinear", "MatMulIntegerToFloat"]),
+}
+
+
+class Quantized:
+    """A graph with every weight at `bits` bits and every activation at 8, simulated and written."""
+
+    def __init__(self, kind, bits, activations=True):
+        proto, self.feeds = KINDS[kind][0]()
+        self.prepared = prepare(proto)
+        self.names = [site.name for site in self.prepared.sites.activations] if activations else []
+        ends = ranges(self.prepared.model, self.names, self.feeds)
+        encodings = {name: activation_encoding(*ends[name], 8) for name in self.names}
+        for site in self.prepared.sites.weights:
+            found = weight_encodings(self.prepared.weight(site.name), site.axis, [bits])
+            encodings[site.name] = found.encodings[bits]
+        self.simulated = simulate(self.prepared, encodings)
+        self.written = lower(self.prepared, self.simulated, encodings)
+
+
+@pytest.fixture(params=[2, 3, 8])
+def bits(request):
+    return request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_computes_what_the_simulated_graph_does(kind, bits):
+    quantized = Quantized(kind, bits)
+    assert_same_outputs(quantized.simulated, quantized.written, quantized.feeds)
+    for level in ("ENABLE_BASIC", "ENABLE_ALL"):
+        for ours, theirs in zip(
+            outputs(quantized.written, quantized.feeds, level), outputs(quantized.written, quantized.feeds), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_executor_agrees(kind, bits):
+    quantized = Quantized(kind, bits)
+    for proto in (quantized.simulated, quantized.written):
+        executor = Executor(proto)
+        found = executor.run({name: torch.from_numpy(array) for name, array in quantized.feeds.items()})
+        for name, theirs in zip(executor.outputs, outputs(proto, quantized.feeds), strict=True):
+            np.testing.assert_allclose(found[name].detach().numpy(), theirs, rtol=0, atol=0.02 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_take_their_width_and_no_float_copy_stays(kind, bits):
+    quantized = Quantized(kind, bits)
+    held = initializers(quantized.written)
+    sites = quantized.prepared.sites.weights
+    assert sites and not {site.name for site in sites} & set(held)
+    packed = sum(array.nbytes for array in held.values() if array.dtype in (np.uint8, np.int8) and array.ndim)
+    exact = sum(-(-site.elements * bits // 8) for site in sites)
+    channels = sum(site.channels for site in sites)
+    assert exact <= packed <= exact + channels + 8 * len(sites)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_onnxruntime_runs(kind, bits, tmp_path):
+    path = tmp_path / "optimized.onnx"
+    session(Quantized(kind, bits).written, "ENABLE_EXTENDED", optimized_file=path)
+    assert sorted(operators(onnx.load(path))) == sorted(KINDS[kind][1])
+
+
+@pytest.mark.parametrize("kind", ["Conv, 1-D", "Conv, the last", "Gather, tied", "Attention"])
+def test_with_float_activations_everything_is_dequantized_at_load(kind, bits, tmp_path):
+    quantized = Quantized(kind, bits, activations=False)
+    path = tmp_path / "optimized.onnx"
+    session(quantized.written, "ENABLE_EXTENDED", optimized_file=path)
+    kinds = operators(onnx.load(path))
+    assert not {"DequantizeLinear", "Cast", "Mul"} & set(kinds)
+    assert_same_outputs(quantized.simulated, quantized.written, quantized.feeds)
+
+
+def test_the_other_branch_is_quantized_as_well():
+    quantized = Quantized("If", 3)
+    assert_same_outputs(quantized.simulated, quantized.written, quantized.feeds | {"c": np.array(False)})
