@@ -16,6 +16,8 @@ from amq_onnx.passes.base import run
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.fold_affine import FoldAffine
+from amq_onnx.passes.hoist import HoistConstants
+from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
@@ -27,17 +29,13 @@ from amq_onnx.passes.normalize import (
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.strip import strip_exporter_metadata
-from amq_onnx.passes.subgraphs import hoist_weights
+from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.targets.onnxruntime import OnnxRuntimeTarget
 
-_PREPARATION = (
-    ConstantsToInitializers(),
-    DropIdentities(),
-    FoldConstants(),
-    FoldAffine(),
-    MeansToPooling(),
-)
+# Folding a condition decides an If, and the branch taken has more to fold.
+_FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
+_PREPARATION = (FoldAffine(), MeansToPooling())
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
@@ -101,8 +99,8 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[
         )
     if wanted != current:
         model = _convert(model, wanted)
-    model = run(_with_shapes(hoist_weights(model)), _PREPARATION)
-    model = _with_shapes(model)
+    model = run(_with_shapes(_folded(model)), _PREPARATION)
+    model = _with_shapes(hoist_weights(model))
     sites = find_sites(model)
     keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
     keys |= {site.name: f"a{index}" for index, site in enumerate(sites.activations)}
@@ -156,6 +154,19 @@ def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise ModelError(f"the model can't be converted to opset {opset}: {reason}") from error
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with all folded that depends on constants and known shapes."""
+    while True:
+        folded = run(_with_shapes(model), _FOLDING)
+        if _count(folded.graph) == _count(model.graph):
+            return folded
+        model = folded
+
+
+def _count(graph: onnx.GraphProto) -> int:
+    return len(graph.node) + sum(len(inner.node) for inner in subgraphs(graph))
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

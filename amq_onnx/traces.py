@@ -135,9 +135,10 @@ def weigh_histograms(
     (see probe_gradients), and a bin sums many. Memory is that of one batch.
     """
     names = list(histograms)
+    forward = _Forward(executor, heads, names)
     samples = 0
     for unit, batch in enumerate(data.batches(batch_size)):
-        found = _forward(executor, tensors(batch, executor), {}, heads, names)
+        found = forward(tensors(batch, executor), {})
         scores = [found[head.tensor] for head in heads]
         generator = torch.Generator().manual_seed(_mixed(seed, -1, unit))
         gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
@@ -149,20 +150,37 @@ def weigh_histograms(
             progress("curvature of ranges", samples, None)
 
 
-def _forward(
-    executor: Executor,
-    inputs: dict[str, Tensor],
-    leaves: Mapping[str, Tensor],
-    heads: Sequence[Head],
-    activations: Sequence[str],
-) -> dict[str, Tensor]:
-    """Scores and activations of one batch, all in one autograd graph.
+class _Forward:
+    """Runs the graph so that scores and activations are all in one autograd graph.
 
-    Inputs take part in the graph, so that every activation behind them can be differentiated.
+    Float inputs take part in it, so that every activation behind them can be differentiated. What is computed from
+    integer inputs alone (embedded tokens, a one-hot code) hangs on nothing: such activations are computed first and
+    handed in as leaves, in the graph's order, as few as make all others hang on something.
     """
-    feeds = {name: tensor.requires_grad_() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
-    names = list(dict.fromkeys([*(head.tensor for head in heads), *activations]))
-    return executor.run({**feeds, **leaves}, names)
+
+    def __init__(self, executor: Executor, heads: Sequence[Head], activations: Sequence[str]) -> None:
+        self.executor = executor
+        self.activations = list(activations)
+        self.names = list(dict.fromkeys([*(head.tensor for head in heads), *activations]))
+        self.roots: list[str] = []
+
+    def __call__(self, inputs: dict[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by name: scores and activations of one batch."""
+        feeds = {name: value.requires_grad_() if value.is_floating_point() else value for name, value in inputs.items()}
+        given: dict[str, Tensor] = {**feeds, **leaves}
+        for name in self.roots:
+            given[name] = self._leaf(name, given)
+        while True:
+            found = self.executor.run(given, self.names)
+            loose = next((name for name in self.activations if not found[name].requires_grad), None)
+            if loose is None:
+                return found
+            self.roots.append(loose)
+            given[loose] = self._leaf(loose, given)
+
+    def _leaf(self, name: str, given: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.executor.run(given, [name])[name].detach().requires_grad_()
 
 
 class _Sweep:
@@ -185,6 +203,7 @@ class _Sweep:
         self.losses = losses
         self.method = method
         self.seed = seed
+        self.forward = _Forward(executor, heads, list(activations))
         self.leaves = {name: executor.initializers[name].detach().requires_grad_() for name in weights}
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, Tensor] = {}
@@ -199,7 +218,7 @@ class _Sweep:
         self._first = True
 
     def add_batch(self, unit: int, batch: Batch, samples: int, probe: int, draws: int) -> None:
-        found = _forward(self.executor, tensors(batch, self.executor), self.leaves, self.heads, list(self.activations))
+        found = self.forward(tensors(batch, self.executor), self.leaves)
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
         if self._first:

@@ -19,22 +19,22 @@ class ConstantsToInitializers(Pass):
     Before:  Constant(value=W) -> w -> Conv
     After:   initializer w -> Conv
 
-    Sparse and string constants are left alone.
+    So in subgraphs, which have initializers of their own. Sparse and string constants are left alone.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         changed = False
-        for node in list(graph.nodes):
-            values = _constant_values(node) if node.op == "Constant" else None
-            if values is None:
-                continue
-            output = node.outputs[0]
-            if any(output is graph_output for graph_output in graph.outputs):
-                continue
-            node.outputs.clear()
-            output.to_constant(values)
-            changed = True
+        for part in (graph, *graph.subgraphs(recursive=True)):
+            outputs = {id(tensor) for tensor in part.outputs}
+            for node in part.nodes:
+                values = _constant_values(node) if node.op == "Constant" else None
+                if values is None or id(node.outputs[0]) in outputs:
+                    continue
+                output = node.outputs[0]
+                node.outputs.clear()
+                output.to_constant(values)
+                changed = True
         return changed
 
 
@@ -114,11 +114,14 @@ class FoldConstants(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        before = len(graph.nodes)
-        if not any(_foldable(node) and not _shares(node) for node in graph.nodes):
+        before = _count(graph)
+        graphs = (graph, *graph.subgraphs(recursive=True))
+        if not any(_foldable(node) and not _shares(node) for part in graphs for node in part.nodes):
             return False
-        graph.fold_constants(size_threshold=_FOLDED_BYTES, error_ok=True, should_exclude_node=_shares).cleanup()
-        return len(graph.nodes) != before
+        graph.fold_constants(
+            size_threshold=_FOLDED_BYTES, error_ok=True, should_exclude_node=_shares, flatten_subgraphs=False
+        ).cleanup()
+        return _count(graph) != before
 
 
 def require_float(model: onnx.ModelProto) -> None:
@@ -137,6 +140,11 @@ def _foldable(node: gs.Node) -> bool:
         return True
     named = [tensor for tensor in node.inputs if tensor.name]
     return bool(named) and all(isinstance(tensor, gs.Constant) for tensor in named)
+
+
+def _count(graph: gs.Graph) -> int:
+    """Nodes of a graph and all its subgraphs."""
+    return sum(len(part.nodes) for part in (graph, *graph.subgraphs(recursive=True)))
 
 
 def _shares(node: gs.Node) -> bool:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto
 from small_graphs import f, model, node
 from torch.func import hessian, jacrev
 
@@ -10,8 +11,8 @@ from amq_onnx.curvature.losses import SigmoidLoss, SoftmaxLoss, SquaredLoss
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
-from amq_onnx.model.inputs import input_specs
 from amq_onnx.model.heads import Head
+from amq_onnx.model.inputs import input_specs
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.traces import losses_for, measure_traces
@@ -222,3 +223,36 @@ def test_squared_errors_are_relative_to_the_output():
     assert softmax == SoftmaxLoss(1)
     assert sigmoid == SigmoidLoss()
     assert squared == SquaredLoss(0.04)
+
+
+def test_activations_behind_integer_inputs_have_traces():
+    """A one-hot code hangs on no float input; giving it as a float input gives the same traces."""
+    constants = {"w": f(5, 4), "v": f(4, 3), "depth": np.array(5), "values": np.float32([0, 1])}
+    body = [node("MatMul", "h w", "m"), node("Tanh", "m", "t"), node("MatMul", "t v", "y")]
+    coded = model(
+        [node("OneHot", "i depth values", "h"), *body], {"i": (TensorProto.INT64, ["n"])}, {"y": None}, constants
+    )
+    plain = model(body, {"h": ["n", 5]}, {"y": None}, {"w": constants["w"], "v": constants["v"]})
+    indices = np.array([0, 3, 4, 1])
+    found = []
+    for proto, batch in ((coded, {"i": indices}), (plain, {"h": np.eye(5, dtype=np.float32)[indices]})):
+        data = Dataset(lambda batch=batch: [batch], input_specs(proto), "the data")
+        head = Head("y", "softmax", -1, "y", "")
+        found.append(
+            measure_traces(
+                Executor(proto),
+                data,
+                {"w": 1},
+                {"h": {}, "t": {}},
+                [head],
+                [SoftmaxLoss(-1)],
+                max_probes=8,
+                relative_error=1e-9,
+            )
+        )
+    for kind in ("weights", "activations"):
+        one, two = (getattr(traces, kind) for traces in found)
+        assert {name: trace.trace for name, trace in one.items()} == pytest.approx(
+            {name: trace.trace for name, trace in two.items()}, rel=1e-5
+        )
+    assert found[0].activations["h"].trace > 0
