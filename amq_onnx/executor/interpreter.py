@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -38,7 +39,7 @@ class Executor:
 
     Integer constants, and what is computed from them alone, are read once; a float initializer that acts as
     an attribute (the bounds of Clip, the scales of Resize) is read when outputs are first asked for, if not
-    given. Dropout acts as in inference.
+    given. Dropout acts as in inference, and random operators give the same numbers in every run.
     """
 
     inputs: tuple[str, ...]
@@ -78,7 +79,8 @@ class Executor:
         outputs: names of any tensors of the graph; only the nodes that they need are run.
 
         Nothing is modified in place and nothing is remembered, so this composes with torch.func. Integer
-        codes asked for by name are float tensors, unless they are outputs of the graph.
+        codes asked for by name are float tensors, unless they are outputs of the graph. A sequence is a list of
+        tensors and an empty optional None, given or computed.
 
         Raises DataError for a graph input that is needed and missing, a name that the graph doesn't have,
         or a graph input of a type or shape other than declared (its first dimension may always vary).
@@ -90,21 +92,19 @@ class Executor:
         results = dict(zip(names, self._program.run(given, names), strict=True))
         for name in names:
             written = self._output_dtypes.get(name)
-            if written is not None and results[name].dtype != written:
-                results[name] = results[name].to(written)
+            if written is not None:
+                results[name] = _in_dtype(results[name], written)
         return results
 
-    def _admitted(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def _admitted(self, name: str, value: Any) -> Any:
         """`value` in the dtype in which the graph holds tensor `name`."""
         if name not in self._program.names:
             raise DataError(f"the graph has no tensor '{name}' to be given.")
         kind = self._program.element_type(name)
         held = self.dtype if name in self._program.codes else held_dtype(kind, self.dtype)
-        if name in self._declared:
+        if name in self._declared and isinstance(value, torch.Tensor):
             self._check_declared(name, value, kind)
-        if held is None or value.dtype == held:
-            return value
-        return value.to(held)
+        return value if held is None else _in_dtype(value, held)
 
     def _check_declared(self, name: str, value: torch.Tensor, kind: int) -> None:
         if kind and (kind in FLOATS) != value.dtype.is_floating_point:
@@ -121,6 +121,13 @@ class Executor:
             wanted = [axis.dim_param or size or "?" for axis, size in zip(declared.shape.dim, sizes, strict=True)]
             shape = ", ".join(str(item) for item in wanted)
             raise DataError(f"graph input '{name}' has shape {list(value.shape)} where [{shape}] is declared.")
+
+
+def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor, or the tensors of a sequence, in `dtype`; an empty optional as it is."""
+    if isinstance(value, list):
+        return [_in_dtype(item, dtype) for item in value]
+    return value if value is None or value.dtype == dtype else value.to(dtype)
 
 
 def unsupported_operators(model: onnx.ModelProto) -> list[UnsupportedOperator]:
@@ -153,6 +160,6 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     try:
-        return onnx.inliner.inline_local_functions(model)
+        return onnx.inliner.inline_local_functions(model, convert_version=True)
     except Exception as error:
         raise ModelError(f"the functions of the model can't be inlined: {error}.") from error

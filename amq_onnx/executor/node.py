@@ -12,7 +12,18 @@ import torch
 from amq_onnx.errors import UnsupportedOperatorError
 from amq_onnx.executor.types import held_dtype
 
-Subgraph = Callable[[Sequence[torch.Tensor], Mapping[str, torch.Tensor]], list[torch.Tensor]]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subgraph:
+    """The body of a control-flow operator: what runs it, and what is declared of its outputs."""
+
+    run: Callable[[Sequence[Any], Mapping[str, Any]], list[Any]]
+    output_types: tuple[int, ...]
+    output_sizes: tuple[tuple[int, ...], ...]  # 0 for an axis whose length isn't declared
+
+    def __call__(self, arguments: Sequence[Any], captured: Mapping[str, Any]) -> list[Any]:
+        """The outputs for the inputs `arguments`, in order; captured: the outer tensors it reads, by name."""
+        return self.run(arguments, captured)
 
 
 @dataclass(slots=True, eq=False)

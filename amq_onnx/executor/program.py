@@ -12,7 +12,7 @@ from onnx import AttributeProto, TensorProto
 
 from amq_onnx.errors import DataError, ModelError, UnsupportedOperatorError
 from amq_onnx.executor import registry
-from amq_onnx.executor.node import NodeContext
+from amq_onnx.executor.node import NodeContext, Subgraph
 from amq_onnx.executor.plan import (
     ABSENT,
     Plan,
@@ -24,7 +24,7 @@ from amq_onnx.executor.plan import (
 )
 from amq_onnx.executor.proto import attribute_value, constant_tensor, free_names
 from amq_onnx.executor.registry import Operator
-from amq_onnx.executor.types import RANGES, held_dtype, torch_tensor
+from amq_onnx.executor.types import RANGES, held_dtype, tensor_element_type, torch_tensor
 
 HOST_ELEMENTS = 64  # integer constants up to this size stay on the CPU: they are shapes, axes and indices
 KEPT_PLANS = 1024
@@ -114,12 +114,12 @@ class Program:
                 f"(domain '{proto.domain or 'ai.onnx'}', opset {opset}), which node '{label}' needs."
             )
         captures: dict[str, None] = {}
-        subgraphs: dict[str, Callable[..., list[torch.Tensor]]] = {}
+        subgraphs: dict[str, Subgraph] = {}
         attributes: dict[str, Any] = {}
         for attribute in proto.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 captures.update(dict.fromkeys(free_names(attribute.g)))
-                subgraphs[attribute.name] = Program(attribute.g, self._settings).call
+                subgraphs[attribute.name] = _subgraph(attribute.g, self._settings)
             else:
                 attributes[attribute.name] = attribute_value(attribute, self._settings.dtype)
         node = NodeContext(
@@ -361,3 +361,12 @@ class Program:
     def element_type(self, name: str) -> int:
         """The ONNX element type of a tensor, 0 where it can't be told."""
         return self._types.get(name, 0)
+
+
+def _subgraph(graph: onnx.GraphProto, settings: Settings) -> Subgraph:
+    shapes = [value.type.tensor_type.shape for value in graph.output]
+    return Subgraph(
+        run=Program(graph, settings).call,
+        output_types=tuple(tensor_element_type(value.type) for value in graph.output),
+        output_sizes=tuple(tuple(axis.dim_value for axis in shape.dim) for shape in shapes),
+    )

@@ -14,7 +14,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One ONNX operator: `function(node, *inputs)` returns a tensor, or a tuple of them for several outputs.
+    """One ONNX operator: `function(node, *inputs)` returns its output, or a tuple of several.
+
+    A tensor is a torch.Tensor, a sequence a list of them, an empty optional None.
 
     host: positions of inputs that act as attributes; they arrive as Python numbers and lists.
     literal: positions that arrive as a Python number when they are a constant scalar, as a tensor otherwise.

@@ -17,6 +17,12 @@ FLOATS = frozenset(
         TensorProto.FLOAT16,
         TensorProto.BFLOAT16,
         TensorProto.DOUBLE,
+        TensorProto.FLOAT8E4M3FN,
+        TensorProto.FLOAT8E4M3FNUZ,
+        TensorProto.FLOAT8E5M2,
+        TensorProto.FLOAT8E5M2FNUZ,
+        TensorProto.FLOAT8E8M0,
+        TensorProto.FLOAT4E2M1,
     }
 )
 
@@ -59,7 +65,7 @@ _WRITTEN: dict[int, torch.dtype] = {
 
 
 def held_dtype(element_type: int, dtype: torch.dtype) -> torch.dtype | None:
-    """The torch dtype that holds an ONNX element type in a graph, None for 8-bit floats, strings and such."""
+    """The torch dtype that holds an ONNX element type in a graph, None for strings, complex numbers and such."""
     return dtype if element_type in FLOATS else _HELD.get(element_type)
 
 
@@ -97,11 +103,18 @@ def _without_weights(graph: onnx.GraphProto, keep: int) -> onnx.GraphProto:
     return light
 
 
+def tensor_element_type(proto: onnx.TypeProto) -> int:
+    """The element type of a tensor, or of the tensors in a sequence or an optional; 0 where it isn't said."""
+    while (form := proto.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        proto = getattr(proto, form).elem_type
+    return int(proto.tensor_type.elem_type)
+
+
 def _collect(graph: onnx.GraphProto, types: dict[str, int]) -> None:
     for values in (graph.value_info, graph.input, graph.output):
         for value in values:
-            if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type:
-                types[value.name] = value.type.tensor_type.elem_type
+            if kind := tensor_element_type(value.type):
+                types[value.name] = kind
     for tensor in graph.initializer:
         types[tensor.name] = tensor.data_type
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""The executor itself: names, leaves, derivatives, memory, shapes, subgraphs, functions, errors."""
+"""The executor itself: names, leaves, derivatives, memory, shapes, errors."""
 
 import dataclasses
 import gc
@@ -13,7 +13,7 @@ from amq_onnx.errors import DataError, ModelError, UnsupportedOperatorError
 from amq_onnx.executor import registry
 from amq_onnx.executor.interpreter import Executor, UnsupportedOperator, unsupported_operators
 
-from .graphs import assert_parity, f, model, onnxruntime_outputs, perceptron, run
+from .graphs import f, model, onnxruntime_outputs, perceptron
 
 node = helper.make_node
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -148,58 +148,12 @@ def test_a_constant_that_acts_as_attribute_can_be_given():
     assert executor.run({"x": torch.ones(6)})["y"].shape == (2, 3)
 
 
-# -- subgraphs and functions
+# -- errors
 
 
 def graph_of(name, nodes, inputs, outputs, constants=()):
     infos = [[helper.make_tensor_value_info(n, k, s) for n, k, s in values] for values in (inputs, outputs)]
     return helper.make_graph(nodes, name, *infos, list(constants))
-
-
-def test_if_runs_one_branch_and_differentiates_what_it_captures():
-    then = graph_of("t", [node("Mul", ["x", "w"], ["t"])], [], [("t", FLOAT, None)])
-    other = graph_of("e", [node("Identity", ["x"], ["e"])], [], [("e", FLOAT, None)])
-    nodes = [node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
-    proto = model(nodes, {"c": (TensorProto.BOOL, []), "x": (FLOAT, [3])}, {"y": FLOAT}, {"w": f(3)})
-    for c in (True, False):
-        assert_parity(proto, {"c": np.array(c), "x": f(3)})
-    executor = Executor(proto)
-    w, x = executor.initializers["w"].clone().requires_grad_(), torch.randn(3)
-    y = executor.run({"c": torch.tensor(True), "x": x, "w": w})["y"]
-    torch.testing.assert_close(torch.autograd.grad(y.sum(), w)[0], x)
-
-
-def test_loop_carries_and_stacks():
-    body = graph_of(
-        "b",
-        [
-            node("Add", ["s", "x"], ["s2"]),
-            node("Identity", ["go"], ["go2"]),
-            node("Mul", ["s2", "s2"], ["square"]),
-        ],
-        [("i", INT64, []), ("go", TensorProto.BOOL, []), ("s", FLOAT, [2])],
-        [("go2", TensorProto.BOOL, []), ("s2", FLOAT, [2]), ("square", FLOAT, [2])],
-    )
-    nodes = [node("Loop", ["n", "", "start"], ["last", "squares"], body=body)]
-    proto = model(nodes, {"n": (INT64, []), "x": (FLOAT, [2])}, {"last": FLOAT, "squares": FLOAT}, {"start": f(2)})
-    assert_parity(proto, {"n": np.array(4), "x": f(2)})
-
-
-def test_functions_are_inlined():
-    function = helper.make_function(
-        "custom", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
-    )
-    proto = model(
-        [node("Twice", ["x"], ["y"], domain="custom")],
-        {"x": (FLOAT, [2])},
-        {"y": FLOAT},
-        functions=[function],
-    )
-    assert not unsupported_operators(proto)
-    assert run(proto, {"x": np.array([1, 2], np.float32)})[0].tolist() == [2, 4]
-
-
-# -- errors
 
 
 def unknown():

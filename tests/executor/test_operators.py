@@ -4,41 +4,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from .graphs import assert_parity, single
+from amq_onnx.executor.ops import sampling
 
-rng = np.random.default_rng(0)
+from .cases.drawing import i64
+from .graphs import assert_parity, f, run, single
+from .parity import case, x4
 
-
-def f(*shape):
-    return rng.standard_normal(shape).astype(np.float32)
-
-
-def i64(*values):
-    return np.array(values, np.int64)
-
-
-def case(op_type, *arrays, const=(), opsets=(18,), **keywords):
-    """One operator; positions in `const` are initializers, None is an input left out."""
-    named = {f"x{i}": np.zeros(0, np.float32) if a is None else a for i, a in enumerate(arrays)}
-    absent = [f"x{i}" for i, a in enumerate(arrays) if a is None]
-    constants = {f"x{i}": True for i in const}
-    return [
-        pytest.param(op_type, named, constants, absent, opset, keywords, id=f"{op_type}-{opset}-{case.count()}")
-        for opset in opsets
-    ]
-
-
-case.number = 0
-
-
-def _count():
-    case.number += 1
-    return case.number
-
-
-case.count = _count
-
-x4 = f(2, 6, 9, 8)
 INT, UINT8 = TensorProto.INT64, TensorProto.UINT8
 CASES = [
     # convolutions and products
@@ -174,7 +145,89 @@ CASES = [
     ),
     # resizing
     *case("Upsample", f(1, 2, 3, 4), np.array([1, 1, 2, 2], np.float32), const=(1,), opsets=(9,)),
+    *case("Upsample", f(1, 2, 3, 4), scales=[1.0, 1.0, 2.0, 3.0], mode="linear", opsets=(7, 8)),
     *case("Resize", f(1, 2, 3, 4), np.array([1, 1, 2, 1.5], np.float32), const=(1,), opsets=(10,)),
+    *case("Resize", f(1, 2, 3, 4), np.array([1, 1, 2, 2.5], np.float32), const=(1,), mode="linear", opsets=(10,)),
+    *case(
+        "Resize", f(1, 1, 4, 5), np.array([0, 0, 0.2, 0.1, 1, 1, 0.9, 1.2], np.float32), None, i64(1, 1, 3, 6),
+        const=(1, 3), mode="linear", coordinate_transformation_mode="tf_crop_and_resize", extrapolation_value=9.0,
+        opsets=(13,),
+    ),
+    # positions between elements
+    *[
+        c
+        for mode in ("bilinear", "nearest", "bicubic")
+        for padding in ("zeros", "border", "reflection")
+        for aligned in (0, 1)
+        for c in case(
+            "GridSample", f(2, 3, 5, 4), 1.5 * np.tanh(f(2, 3, 6, 2)), mode=mode, padding_mode=padding,
+            align_corners=aligned, opsets=(16,),
+        )
+    ],
+    *case("GridSample", f(2, 3, 4, 5, 3), np.tanh(f(2, 2, 3, 2, 3)), mode="linear", opsets=(20,)),
+    *case("AffineGrid", f(2, 2, 3), i64(2, 3, 4, 5), const=(1,), opsets=(20,)),
+    *case("AffineGrid", f(2, 3, 4), i64(2, 3, 4, 5, 2), const=(1,), align_corners=1, opsets=(20,)),
+    *case(
+        "DeformConv", f(2, 4, 6, 7), f(6, 2, 3, 2), f(2, 24, 3, 5), f(6), f(2, 12, 3, 5), group=2, offset_group=2,
+        strides=[2, 1], pads=[1, 0, 1, 0], dilations=[1, 2], opsets=(19,),
+    ),
+    *[
+        c
+        for attributes in (
+            {"sampling_ratio": 2}, {}, {"mode": "max", "sampling_ratio": 3},
+            {"coordinate_transformation_mode": "output_half_pixel"},
+        )
+        for c in case(
+            "RoiAlign", f(2, 3, 8, 9), np.array([[0, 0, 7, 6], [2, 3, 2.5, 30], [-9, 1, 4, 2]], np.float32),
+            i64(1, 0, 1), output_height=3, output_width=2, spatial_scale=0.7, opsets=(16,), **attributes,
+        )
+    ],
+    *case(
+        "RoiAlign", f(1, 2, 6, 6), np.array([[1, 1, 4, 5]], np.float32), i64(0), output_height=2, output_width=2,
+        opsets=(10,),
+    ),
+    *case(
+        "MaxRoiPool", f(2, 3, 8, 9), np.array([[1, 0, 0, 7, 6], [0, 2, 3, 2, 30]], np.float32), pooled_shape=[3, 2],
+        spatial_scale=0.7, opsets=(7,),
+    ),
+    *case(
+        "NonMaxSuppression", np.sort(f(2, 30, 4), -1), f(2, 3, 30), i64(8), np.array([0.4], np.float32),
+        np.array([-0.5], np.float32), kind=INT, opsets=(10, 11),
+    ),
+    *case(
+        "NonMaxSuppression", np.abs(f(1, 30, 4)), f(1, 1, 30), i64(30), np.array([0.2], np.float32),
+        center_point_box=1, kind=INT, opsets=(11,),
+    ),
+    *case(
+        "MaxUnpool", f(1, 1, 2, 2), np.array([[[[5, 7], [13, 15]]]]), kernel_shape=[2, 2], strides=[2, 2],
+        opsets=(9, 11),
+    ),
+    *case("Col2Im", f(2, 12, 16), i64(5, 6), i64(2, 2), const=(1, 2), strides=[1, 2], pads=[0, 1, 0, 1]),
+    *case("CenterCropPad", f(3, 5, 4), i64(6, 2), const=(1,), axes=[2, 1]),
+    # signals
+    *case("DFT", f(2, 8, 3, 1), opsets=(17,)),
+    *case("DFT", f(2, 8, 3, 2), np.int64(10), const=(1,), axis=2, inverse=1, opsets=(17,)),
+    *case("DFT", f(2, 8, 3, 1), None, np.int64(-2), const=(2,), onesided=1, opsets=(20,)),
+    *case("STFT", f(2, 20, 1), np.int64(4), f(8), np.int64(8), const=(1, 3), opsets=(17,)),
+    *case("STFT", f(2, 20, 1), np.int64(3), None, np.int64(6), const=(1, 3), onesided=0, opsets=(17,)),
+    *[c for name in ("Hann", "Hamming", "Blackman") for periodic in (0, 1) for c in case(
+        f"{name}Window", np.int64(7), const=(), periodic=periodic, opsets=(17,),
+    )],
+    *case(
+        "MelWeightMatrix", np.int64(8), np.int64(64), np.int64(8192), np.float32(0), np.float32(4096), opsets=(17,),
+    ),
+    # losses
+    *[c for reduction in ("none", "sum", "mean") for c in case(
+        "SoftmaxCrossEntropyLoss", f(3, 5, 2), np.array([[0, 4], [2, 2], [1, 3]]), np.abs(f(5)), ignore_index=2,
+        reduction=reduction, outputs=2, opsets=(12, 13),
+    )],
+    *case("NegativeLogLikelihoodLoss", f(3, 5), i64(0, 4, 2), np.abs(f(5)), opsets=(12, 13)),
+    # counts of n-grams
+    *[c for mode in ("TF", "IDF", "TFIDF") for c in case(
+        "TfIdfVectorizer", np.array([[1, 2, 3, 2, 3, 1], [2, 2, 2, 3, 9, 2]]), mode=mode, min_gram_length=1,
+        max_gram_length=2, max_skip_count=1, pool_int64s=[2, 3, 2, 3, 2, 2], ngram_counts=[0, 2],
+        ngram_indexes=[0, 3, 1, 2], weights=[0.5, 2.0, 3.0, 4.0], opsets=(9,),
+    )],
 ]  # fmt: skip
 
 RESIZE = [
@@ -184,11 +237,9 @@ RESIZE = [
 ] + [{"mode": "linear", "antialias": 1}, {"mode": "cubic", "antialias": 1}]
 
 
-@pytest.mark.parametrize(("op_type", "arrays", "constants", "absent", "opset", "keywords"), CASES)
-def test_operator(op_type, arrays, constants, absent, opset, keywords):
-    proto = single(op_type, arrays, constants=constants, absent=absent, opset=opset, **keywords)
-    feeds = {n: a for n, a in arrays.items() if n not in constants and n not in absent}
-    assert_parity(proto, feeds)
+@pytest.mark.parametrize("parity", CASES)
+def test_operator(parity):
+    parity()
 
 
 @pytest.mark.parametrize("attributes", RESIZE, ids=lambda a: "-".join(str(v) for v in a.values()))
@@ -197,6 +248,14 @@ def test_resize(attributes, sizes):
     arrays = {"x": f(1, 2, 5, 6), "r": f(0), "s": f(0), "z": i64(1, 2, *sizes)}
     proto = single("Resize", arrays, constants={"z": True}, absent=("r", "s"), opset=19, **attributes)
     assert_parity(proto, {"x": arrays["x"]})
+
+
+def test_regions_are_the_same_in_parts(monkeypatch):
+    arrays = {"x": f(2, 3, 8, 9), "rois": np.abs(f(7, 4)) * 4, "batch": i64(1, 0, 1, 0, 0, 1, 1)}
+    proto = single("RoiAlign", arrays, output_height=2, output_width=3)
+    (whole,) = run(proto, arrays)
+    monkeypatch.setattr(sampling, "_GATHERED", 500)
+    np.testing.assert_array_equal(run(proto, arrays)[0].numpy(), whole.numpy())
 
 
 UNARY = [

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from amq_onnx.errors import UnsupportedOperatorError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.executor.narrow import NARROW
 from amq_onnx.executor.types import RANGES
 
 from .graphs import model, onnxruntime_outputs
@@ -284,8 +286,70 @@ def test_quantization_under_torch_func():
     assert torch.func.vmap(torch.func.grad(total))(many).shape == many.shape
 
 
-def test_float8_is_refused_in_one_sentence():
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=TensorProto.FLOAT8E4M3FN)]
-    proto = model(nodes, {"x": TensorProto.FLOAT}, {"q": TensorProto.FLOAT8E4M3FN}, {"s": np.float32(1)}, 23)
-    with pytest.raises(UnsupportedOperatorError, match="FLOAT8E4M3FN"):
+@pytest.mark.parametrize("kind", ["FLOAT8E4M3FN", "FLOAT8E5M2"])
+def test_float8_is_rounded_as_in_onnxruntime_and_differentiated_inside_its_range(kind):
+    kind = getattr(TensorProto, kind)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        helper.make_node("Cast", ["x"], ["c"], to=kind),
+        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT),
+    ]
+    constants = {"s": np.float32(0.25), "z": tensor("z", 0, kind)}
+    outputs = {"y": TensorProto.FLOAT, "d": TensorProto.FLOAT}
+    proto = model(nodes, {"x": (TensorProto.FLOAT, [64])}, outputs, constants, 23)
+    x = np.append(np.geomspace(1e-4, 1e6, 60), [464 / 4, 464, 61440, -1e9]).astype(np.float32)
+    leaf = torch.tensor(x, requires_grad=True)
+    ours = Executor(proto).run({"x": leaf})
+    for name, expected in zip(outputs, onnxruntime_outputs(proto, {"x": x}), strict=True):
+        np.testing.assert_array_equal(ours[name].detach().numpy(), expected)
+    largest = {TensorProto.FLOAT8E4M3FN: 448, TensorProto.FLOAT8E5M2: 57344}[kind]
+    (gradient,) = torch.autograd.grad(ours["y"].sum(), leaf)
+    np.testing.assert_array_equal(gradient.numpy(), np.abs(x) <= largest / 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [(kind, {"saturate": saturate}) for kind in sorted(NARROW) for saturate in (0, 1)]
+    + [(TensorProto.FLOAT8E8M0, {"round_mode": mode}) for mode in ("down", "nearest")],
+)
+def test_a_cast_rounds_to_the_values_of_a_narrow_type_as_the_reference_does(kind, attributes):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["n"], to=kind, **attributes),
+        helper.make_node("Cast", ["n"], ["y"], to=TensorProto.FLOAT),
+    ]
+    proto = model(nodes, {"x": (TensorProto.FLOAT, ["n"])}, {"y": TensorProto.FLOAT}, opset=24)
+    edges = [
+        57344,
+        61439,
+        61440,
+        65519,
+        448,
+        463.9,
+        464,
+        464.1,
+        240,
+        247.9,
+        248,
+        6,
+        7,
+        1,
+        1.5,
+        1.49,
+        0.25,
+        0.75,
+        5,
+        3.5,
+    ]
+    x = np.float32([*edges, *np.geomspace(1e-3, 1e4, 40)])
+    if kind != TensorProto.FLOAT8E8M0:
+        x = np.concatenate([x, -x, np.float32([0, np.inf, -np.inf])])
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    np.testing.assert_array_equal(Executor(proto).run({"x": torch.tensor(x)})["y"].numpy(), expected)
+
+
+def test_a_cast_to_strings_is_refused_in_one_sentence():
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)]
+    proto = model(nodes, {"x": TensorProto.FLOAT}, {"y": TensorProto.STRING})
+    with pytest.raises(UnsupportedOperatorError, match="STRING"):
         Executor(proto).run({"x": torch.ones(2)})

@@ -49,20 +49,51 @@ def loop(node: NodeContext, *inputs: Any) -> tuple[Tensor, ...]:
         for stack, result in zip(stacks, results[count:], strict=True):
             stack.append(result)
         step += 1
-    empty = torch.zeros(0, dtype=node.dtype, device=node.device)
-    return (*carried, *(torch.stack(stack) if stack else empty for stack in stacks))
+    return (*carried, *(_stacked(node, stack, 1 + count + i) for i, stack in enumerate(stacks)))
+
+
+def _stacked(node: NodeContext, stack: list[Tensor], output: int) -> Tensor:
+    """What one output of the body gave in all iterations; of the declared type and size if there were none."""
+    if stack:
+        return torch.stack(stack)
+    body = node.subgraphs["body"]
+    kind = body.output_types[output]
+    dtype = node.held(kind) if kind else node.dtype
+    return torch.zeros([0, *body.output_sizes[output]], dtype=dtype, device=node.device)
 
 
 @operator("Scan")
 def scan(node: NodeContext, *inputs: Any) -> tuple[Tensor, ...]:
-    """Opset 9 on: states and scanned inputs in, states and stacked outputs out."""
-    if node.opset < 9:
-        raise node.unsupported("the form before opset 9")
+    """States and scanned inputs in, states and stacked outputs out. Before opset 9 all of them have a batch axis."""
     own, captured = _captured(node, inputs)
+    if node.opset >= 9:
+        return _scan(node, own, captured, node.integers("scan_input_axes"), node.integers("scan_input_directions"))
+    lengths, *own = own
+    states = len(own) - node.integer("num_scan_inputs")
+    limit = own[states].shape[1]
+    results = []
+    for item in range(own[0].shape[0]):
+        length = limit if lengths is None else int(lengths[item])
+        values = [x[item] if i < states else x[item].narrow(0, 0, length) for i, x in enumerate(own)]
+        outputs = list(_scan(node, values, captured, None, node.integers("directions")))
+        for i in range(states, len(outputs)):  # beyond its length a sequence yields zeros
+            rest = outputs[i].new_zeros(limit - length, *outputs[i].shape[1:])
+            outputs[i] = torch.cat([outputs[i], rest])
+        results.append(outputs)
+    return tuple(torch.stack(items) for items in zip(*results, strict=True))
+
+
+def _scan(
+    node: NodeContext,
+    own: list[Tensor],
+    captured: dict[str, Tensor],
+    axes: list[int] | None,
+    backward: list[int] | None,
+) -> tuple[Tensor, ...]:
+    """The body once for each step along `axes` of the scanned inputs."""
     scanned = node.integer("num_scan_inputs")
     states, sequences = own[: len(own) - scanned], own[len(own) - scanned :]
-    axes = node.integers("scan_input_axes") or [0] * scanned
-    backward = node.integers("scan_input_directions") or [0] * scanned
+    axes, backward = axes or [0] * scanned, backward or [0] * scanned
     sequences = [
         torch.flip(x, [axis]) if flipped else x for x, axis, flipped in zip(sequences, axes, backward, strict=True)
     ]
@@ -77,7 +108,17 @@ def scan(node: NodeContext, *inputs: Any) -> tuple[Tensor, ...]:
     out_axes = node.integers("scan_output_axes") or [0] * count
     out_backward = node.integers("scan_output_directions") or [0] * count
     stacked = [
-        torch.stack(stack[::-1] if flipped else stack, axis)
-        for stack, axis, flipped in zip(stacks, out_axes, out_backward, strict=True)
+        torch.movedim(_stacked(node, stack[::-1] if flipped else stack, len(states) + i), 0, axis)
+        for i, (stack, axis, flipped) in enumerate(zip(stacks, out_axes, out_backward, strict=True))
     ]
     return (*states, *stacked)
+
+
+@operator("SequenceMap")
+def sequence_map(node: NodeContext, *inputs: Any) -> tuple[list[Tensor], ...]:
+    """The body once for each place of the first sequence; other sequences go along, tensors stay the same."""
+    own, captured = _captured(node, inputs)
+    rows = [
+        node.subgraphs["body"]([x[i] if isinstance(x, list) else x for x in own], captured) for i in range(len(own[0]))
+    ]
+    return tuple([row[i] for row in rows] for i in range(len(node.outputs)))

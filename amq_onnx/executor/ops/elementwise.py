@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amq_onnx.executor.narrow import NARROW, narrowed
 from amq_onnx.executor.node import NodeContext
 from amq_onnx.executor.registry import operator
 from amq_onnx.executor.types import RANGES
@@ -170,7 +171,7 @@ def where(node: NodeContext, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @operator("Cast")
 def cast(node: NodeContext, x: Tensor) -> Tensor:
-    """To any float type: to the executor's dtype. To integers: truncated toward zero."""
+    """To a float type: its values, in the executor's dtype. To integers: truncated toward zero."""
     return _cast(node, x, node.integer("to"))
 
 
@@ -184,6 +185,9 @@ def cast_like(node: NodeContext, x: Tensor, like: Tensor) -> Tensor:
 def _cast(node: NodeContext, x: Tensor, kind: int) -> Tensor:
     held = node.held(kind)
     result = x.to(held)
+    if kind in NARROW:
+        saturate = bool(node.integer("saturate", 1))
+        return narrowed(result, kind, saturate=saturate, mode=node.text("round_mode", "up"))
     low, high = RANGES.get(kind, (0, 0))
     if high and high < torch.iinfo(held).max:  # a type that torch lacks, held in a wider one
         result = torch.remainder(result.to(torch.int64) - low, high - low + 1) + low

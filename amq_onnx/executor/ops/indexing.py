@@ -88,6 +88,19 @@ def scatter_nd(node: NodeContext, x: Tensor, indices: Tensor, updates: Tensor) -
     return result.reshape(x.shape)
 
 
+@operator("TensorScatter", codes=True, indices=(2,))
+def tensor_scatter(node: NodeContext, cache: Tensor, update: Tensor, starts: Tensor | None = None) -> Tensor:
+    """cache [batch, *, length, *] with `update` written along `axis` from starts [batch] on, circular if so asked."""
+    axis = node.integer("axis", -2) % cache.dim()
+    places = torch.arange(update.shape[axis], device=cache.device)
+    places = places.reshape([-1 if i == axis else 1 for i in range(cache.dim())])
+    if starts is not None:
+        places = places + starts.to(torch.int64).reshape([-1] + [1] * (cache.dim() - 1))
+    if node.text("mode", "linear") == "circular":
+        places = torch.remainder(places, cache.shape[axis])
+    return cache.scatter(axis, places.expand(update.shape), update)
+
+
 @operator("TopK", host=(1,))
 def top_k(node: NodeContext, x: Tensor, k: Any = None) -> tuple[Tensor, Tensor]:
     """Among equals the lower index comes first, hence a stable sort."""
@@ -139,10 +152,11 @@ def unique(node: NodeContext, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     if axis is None:
         x, axis = x.reshape(-1), 0
     axis = int(axis)
-    values, inverse, counts = torch.unique(x, dim=axis, return_inverse=True, return_counts=True)
+    _, inverse, counts = torch.unique(x, dim=axis, return_inverse=True, return_counts=True)
     places = torch.arange(inverse.shape[0], device=x.device)
     far = torch.full(counts.shape, inverse.shape[0], dtype=torch.int64, device=x.device)
     first = far.scatter_reduce(0, inverse, places, "amin")
+    values = x.index_select(axis, first)  # torch.unique has no derivative
     if not node.integer("sorted", 1):
         order = torch.argsort(first)
         rank = torch.argsort(order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,6 +71,30 @@ def _transposed_pads(
     total = [f + e - w for f, e, w in zip(full, extra, wanted, strict=True)]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return small + large if auto == "SAME_UPPER" else large + small
+
+
+@operator("Col2Im", host=(1, 2))
+def col2im(node: NodeContext, x: Tensor, sizes: list[int], block: list[int]) -> Tensor:
+    """Blocks x [N, C * prod(block), L] added up at their places -> [N, C, *sizes]; 1 to 3 spatial axes.
+
+    A transposed convolution whose kernel moves each element of a block to its place.
+    """
+    rank, count = len(block), math.prod(block)
+    if rank not in _CONV_TRANSPOSE:
+        raise node.unsupported(f"{rank} spatial axes")
+    strides, dilations = node.integers("strides") or [1] * rank, node.integers("dilations") or [1] * rank
+    pads = node.integers("pads") or [0] * (2 * rank)
+    axes = list(zip(sizes, pads[:rank], pads[rank:], block, strides, dilations, strict=True))
+    steps = [
+        (size + begin + end - (k - 1) * dilation - 1) // stride + 1 for size, begin, end, k, stride, dilation in axes
+    ]
+    channels = x.shape[1] // count
+    kernel = (
+        torch.eye(count, dtype=x.dtype, device=x.device).reshape(count, 1, *block).repeat([channels] + [1] * (rank + 1))
+    )
+    y = _CONV_TRANSPOSE[rank](x.reshape(*x.shape[:2], *steps), kernel, None, strides, 0, 0, channels, dilations)
+    ends = [size + begin - n for (size, begin, *_), n in zip(axes, y.shape[2:], strict=True)]
+    return F.pad(y, torch_pads([-begin for begin in pads[:rank]] + ends))
 
 
 @operator("Gemm")

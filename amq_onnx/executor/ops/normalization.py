@@ -14,11 +14,14 @@ from amq_onnx.executor.registry import operator
 def batch_normalization(
     node: NodeContext, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """x [N, C, *]; statistics [C] of the file, or of the batch where training_mode is set (opset 14)."""
+    """x [N, C, *]; statistics [C] of the file, or of the batch where training_mode is set (opset 14).
+
+    Statistics [C, *], one for each element, are what spatial = 0 means before opset 9.
+    """
     epsilon = node.number("epsilon", 1e-5)
     if not node.integer("training_mode"):
-        if mean.requires_grad or variance.requires_grad:  # torch's kernel takes them for constants
-            sizes = [-1] + [1] * (x.dim() - 2)
+        if mean.requires_grad or variance.requires_grad or mean.dim() > 1:  # torch's kernel has constants [C] only
+            sizes = [-1] + [1] * (x.dim() - 2) if mean.dim() == 1 else list(mean.shape)
             factor = scale * torch.rsqrt(variance + epsilon)
             return x * factor.reshape(sizes) + (bias - mean * factor).reshape(sizes)
         return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)

@@ -91,6 +91,20 @@ def _flat_indices(
     return flat + planes.reshape([shape[0], shape[1]] + [1] * window.rank)
 
 
+@operator("MaxUnpool", host=(2,))
+def max_unpool(node: NodeContext, x: Tensor, places: Tensor, sizes: list[int] | None = None) -> Tensor:
+    """x [N, C, *pooled] at its flat places in zeros of the size that MaxPool would have had, or larger ones."""
+    kernel = node.integers("kernel_shape") or []
+    rank = len(kernel)
+    strides, pads = node.integers("strides") or [1] * rank, node.integers("pads") or [0] * (2 * rank)
+    spatial = [(x.shape[2 + i] - 1) * strides[i] + kernel[i] - pads[i] - pads[rank + i] for i in range(rank)]
+    flat = torch.zeros(prod([*x.shape[:2], *spatial]), dtype=x.dtype, device=x.device)
+    y = flat.scatter(0, places.flatten(), x.flatten()).reshape(*x.shape[:2], *spatial)
+    if sizes is None:
+        return y
+    return F.pad(y, torch_pads([0] * rank + [size - n for size, n in zip(sizes[2:], spatial, strict=True)]))
+
+
 @operator("AveragePool")
 def average_pool(node: NodeContext, x: Tensor) -> Tensor:
     """x [N, C, *spatial]; what ceil_mode adds never counts, the pads do if count_include_pad says so."""

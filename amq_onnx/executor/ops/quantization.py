@@ -9,44 +9,15 @@ less the zero point outside, as in LSQ (Esser et al., 2020, arXiv 1902.08153).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from amq_onnx.executor.narrow import NARROW, narrowed, straight_through
 from amq_onnx.executor.node import NodeContext
 from amq_onnx.executor.ops.linear import conv
 from amq_onnx.executor.registry import operator
 from amq_onnx.executor.types import RANGES
-
-
-class _RoundStraightThrough(torch.autograd.Function):
-    """Round half to even, with the derivative of the identity."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return tangents[0].clone()
-
-
-def round_straight_through(x: Tensor) -> Tensor:
-    """Round half to even; every derivative passes as if nothing were rounded."""
-    result: Tensor = _RoundStraightThrough.apply(x)  # type: ignore[no-untyped-call]
-    return result
 
 
 def _spread(node: NodeContext, parameter: Tensor, x: Tensor) -> Tensor:
@@ -66,11 +37,17 @@ def _spread(node: NodeContext, parameter: Tensor, x: Tensor) -> Tensor:
 
 @operator("QuantizeLinear", domains=("", "com.microsoft"), literal=(2,), reads_codes=True)
 def quantize_linear(node: NodeContext, x: Tensor, scale: Tensor, zero_point: Tensor | int | None = None) -> Tensor:
-    """The codes of x as a float tensor of x's shape, in the range of the output's element type."""
+    """The codes of x as a float tensor of x's shape, in the range of the output's element type.
+
+    8- and 4-bit float types have no zero point: their codes are x / scale, rounded to their values.
+    """
     kind = node.output_types[0]
+    ratio = x.to(node.dtype) / _spread(node, scale, x)
+    if kind in NARROW:
+        return narrowed(ratio, kind, saturate=bool(node.integer("saturate", 1)))
     if kind not in RANGES:
         raise node.unsupported(f"element type {TensorProto.DataType.Name(kind)}")
-    codes = round_straight_through(x.to(node.dtype) / _spread(node, scale, x))
+    codes = straight_through(ratio, torch.round)
     if isinstance(zero_point, Tensor):
         codes = codes + _spread(node, zero_point, x).to(node.dtype)
     elif zero_point:
@@ -96,7 +73,7 @@ def dynamic_quantize_linear(node: NodeContext, x: Tensor) -> tuple[Tensor, Tenso
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero_point = torch.clamp(torch.round(-low / scale), 0, 255)
-    codes = torch.clamp(round_straight_through(x / scale) + zero_point, 0, 255)
+    codes = torch.clamp(straight_through(x / scale, torch.round) + zero_point, 0, 255)
     return codes, scale, zero_point.to(torch.uint8)
 
 

@@ -68,12 +68,77 @@ def _clipped(node: NodeContext, x: Tensor) -> Tensor:
     return torch.clamp(x, -limit, limit) if limit else x
 
 
+def _rnn_cell(
+    node: NodeContext, functions: list[Activation], r: Tensor, late: Tensor | None, peep: Tensor | None
+) -> Cell:
+    """r [hidden, hidden]."""
+    (f,), turned = functions, r.t()
+
+    def cell(projected: Tensor, state: State) -> State:
+        return (f(_clipped(node, torch.addmm(projected, state[0], turned))),)
+
+    return cell
+
+
+def _gru_cell(
+    node: NodeContext, functions: list[Activation], r: Tensor, late: Tensor | None, peep: Tensor | None
+) -> Cell:
+    """r [3 hidden, hidden], gates in the order update, reset, hidden; late: a bias that the reset gate weighs."""
+    f, g = functions
+    size = r.shape[1]
+    gates_r, hidden_r = r[: 2 * size].t(), r[2 * size :]
+    turned = hidden_r.t()
+
+    def cell(projected: Tensor, state: State) -> State:
+        (h,) = state
+        gates, new = torch.split(projected, [2 * size, size], -1)
+        z, reset = f(_clipped(node, torch.addmm(gates, h, gates_r))).chunk(2, -1)
+        if node.integer("linear_before_reset"):
+            new = new + reset * F.linear(h, hidden_r, late)
+        else:
+            new = torch.addmm(new, reset * h, turned)
+        return ((1 - z) * g(_clipped(node, new)) + z * h,)
+
+    return cell
+
+
+def _lstm_cell(
+    node: NodeContext, functions: list[Activation], r: Tensor, late: Tensor | None, peep: Tensor | None
+) -> Cell:
+    """r [4 hidden, hidden], gates in the order input, output, forget, cell; peep [3 hidden]: input, output, forget."""
+    f, g, h = functions
+    size, turned = r.shape[1], r.t()
+    coupled = bool(node.integer("input_forget"))
+
+    def cell(projected: Tensor, state: State) -> State:
+        hidden, c = state
+        gates, new = torch.split(torch.addmm(projected, hidden, turned), [3 * size, size], -1)
+        if peep is None:
+            i, o, forget = f(_clipped(node, gates)).chunk(3, -1)
+        else:
+            (i, o, forget), (pi, po, pf) = gates.chunk(3, -1), peep.chunk(3)
+            i, forget = f(_clipped(node, i + pi * c)), f(_clipped(node, forget + pf * c))
+        c = (1 - i if coupled else forget) * c + i * g(_clipped(node, new))
+        if peep is not None:
+            o = f(_clipped(node, o + po * c))
+        return o * h(c), c
+
+    return cell
+
+
+_CELLS: dict[str, tuple[Callable[..., Cell], list[str]]] = {
+    "RNN": (_rnn_cell, ["Tanh"]),
+    "GRU": (_gru_cell, ["Sigmoid", "Tanh"]),
+    "LSTM": (_lstm_cell, ["Sigmoid", "Tanh", "Tanh"]),
+}
+
+
 def _scan(cell: Cell, inputs: Tensor, state: State, lengths: Tensor | None, reverse: bool) -> tuple[Tensor, State]:
     """Run `cell` over inputs [time, batch, *]; returns hidden [time, batch, hidden] and the last state."""
-    steps = inputs.shape[0]
-    hidden: list[Tensor] = [state[0]] * steps
-    for t in reversed(range(steps)) if reverse else range(steps):
-        fresh = cell(inputs[t], state)
+    steps = inputs.unbind(0)
+    hidden: list[Tensor] = [state[0]] * len(steps)
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        fresh = cell(steps[t], state)
         if lengths is None:
             state = fresh
             hidden[t] = state[0]
@@ -84,109 +149,19 @@ def _scan(cell: Cell, inputs: Tensor, state: State, lengths: Tensor | None, reve
     return torch.stack(hidden), state
 
 
-def _recurrent(
-    node: NodeContext,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: list[Tensor | None],
-    make_cell: Callable[[int, Tensor], tuple[Cell, Tensor]],
-) -> tuple[Tensor, ...]:
-    """What the three operators share: directions, layout, initial states.
-
-    make_cell(direction, x) gives the cell of one direction and x [time, batch, *] times its input weights.
-    """
-    hidden = node.integer("hidden_size", weight.shape[1])
-    batch_first = bool(node.integer("layout"))
-    if batch_first:
-        x = x.transpose(0, 1)
-        initial = [None if state is None else state.transpose(0, 1) for state in initial]
-    zeros = torch.zeros(x.shape[1], hidden, dtype=x.dtype, device=x.device)
-    kind = node.text("direction", "forward")
-    sequences, finals = [], []
-    for direction in range(weight.shape[0]):
-        cell, projected = make_cell(direction, x)
-        state = tuple(zeros if given is None else given[direction] for given in initial)
-        sequence, final = _scan(cell, projected, state, lengths, kind == "reverse" or direction == 1)
-        sequences.append(sequence)
-        finals.append(final)
-    y = torch.stack(sequences, 1)  # [time, directions, batch, hidden]
-    last = [torch.stack(states) for states in zip(*finals, strict=True)]
-    if batch_first:
-        y, last = y.permute(2, 0, 1, 3), [state.transpose(0, 1) for state in last]
-    return (y, *last)
-
-
-def _biases(bias: Tensor | None, direction: int, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and recurrent bias of one direction; zeros where there is none."""
+def _biases(node: NodeContext, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The sum of input and recurrent bias, and what of the latter GRU may not add before its reset gate."""
     if bias is None:
-        none = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        return none, none
-    first, second = bias[direction].chunk(2)
-    return first, second
+        return None, None
+    first, second = bias.chunk(2)
+    if not node.integer("linear_before_reset"):
+        return first + second, None
+    early, late = second.tensor_split([second.shape[0] // 3 * 2])
+    return first + torch.cat([early, torch.zeros_like(late)]), late
 
 
-@operator("RNN")
-def rnn(
-    node: NodeContext,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    bias: Tensor | None = None,
-    lengths: Tensor | None = None,
-    initial: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """x [time, batch, input], w [directions, hidden, input], r [directions, hidden, hidden]."""
-
-    def make_cell(direction: int, inputs: Tensor) -> tuple[Cell, Tensor]:
-        (f,) = _activations(node, ["Tanh"], direction)
-        wb, rb = _biases(bias, direction, w)
-
-        def cell(projected: Tensor, state: State) -> State:
-            return (f(_clipped(node, projected + F.linear(state[0], r[direction]))),)
-
-        return cell, F.linear(inputs, w[direction], wb + rb)
-
-    return _recurrent(node, x, w, bias, lengths, [initial], make_cell)
-
-
-@operator("GRU")
-def gru(
-    node: NodeContext,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    bias: Tensor | None = None,
-    lengths: Tensor | None = None,
-    initial: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """x [time, batch, input], w [directions, 3 hidden, input], gates in the order update, reset, hidden."""
-
-    def make_cell(direction: int, inputs: Tensor) -> tuple[Cell, Tensor]:
-        f, g = _activations(node, ["Sigmoid", "Tanh"], direction)
-        wb, rb = _biases(bias, direction, w)
-        gates_r, hidden_r = r[direction].tensor_split([2 * r.shape[2]])
-        gates_b, hidden_b = rb.tensor_split([2 * r.shape[2]])
-        before_reset = bool(node.integer("linear_before_reset"))
-
-        def cell(projected: Tensor, state: State) -> State:
-            (h,) = state
-            xz, xr, xh = projected.chunk(3, -1)
-            z, reset = (_clipped(node, F.linear(h, gates_r, gates_b) + torch.cat([xz, xr], -1))).chunk(2, -1)
-            z, reset = f(z), f(reset)
-            pulled = (
-                reset * F.linear(h, hidden_r, hidden_b) if before_reset else F.linear(reset * h, hidden_r, hidden_b)
-            )
-            return ((1 - z) * g(_clipped(node, xh + pulled)) + z * h,)
-
-        return cell, F.linear(inputs, w[direction], wb)
-
-    return _recurrent(node, x, w, bias, lengths, [initial], make_cell)
-
-
-@operator("LSTM")
-def lstm(
+@operator("RNN", "GRU", "LSTM")
+def recurrent(
     node: NodeContext,
     x: Tensor,
     w: Tensor,
@@ -197,26 +172,31 @@ def lstm(
     initial_c: Tensor | None = None,
     peepholes: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """x [time, batch, input], w [directions, 4 hidden, input], gates: input, output, forget, cell."""
+    """x [time, batch, input], w [directions, gates * hidden, input], r [directions, gates * hidden, hidden].
 
-    def make_cell(direction: int, inputs: Tensor) -> tuple[Cell, Tensor]:
-        f, g, h = _activations(node, ["Sigmoid", "Tanh", "Tanh"], direction)
-        wb, rb = _biases(bias, direction, w)
-        coupled = bool(node.integer("input_forget"))
-        none = torch.zeros(3 * r.shape[2], dtype=x.dtype, device=x.device)
-        pi, po, pf = (none if peepholes is None else peepholes[direction]).chunk(3)
-
-        def cell(projected: Tensor, state: State) -> State:
-            hidden, c = state
-            i, o, forget, new = (projected + F.linear(hidden, r[direction])).chunk(4, -1)
-            if peepholes is not None:
-                i, forget = i + pi * c, forget + pf * c
-            i = f(_clipped(node, i))
-            forget = 1 - i if coupled else f(_clipped(node, forget))
-            c = forget * c + i * g(_clipped(node, new))
-            o = f(_clipped(node, o if peepholes is None else o + po * c))
-            return o * h(c), c
-
-        return cell, F.linear(inputs, w[direction], wb + rb)
-
-    return _recurrent(node, x, w, bias, lengths, [initial_h, initial_c], make_cell)
+    Returns all hidden states [time, directions, batch, hidden], and the last state [directions, batch, hidden] of
+    each kind; batch comes first where `layout` says so. The inputs of all steps are projected in one product.
+    """
+    make_cell, defaults = _CELLS[node.op_type]
+    initial = [initial_h, initial_c] if node.op_type == "LSTM" else [initial_h]
+    batch_first = bool(node.integer("layout"))
+    if batch_first:
+        x = x.transpose(0, 1)
+        initial = [None if state is None else state.transpose(0, 1) for state in initial]
+    zeros = torch.zeros(x.shape[1], r.shape[2], dtype=x.dtype, device=x.device)
+    reverse = node.text("direction", "forward") == "reverse"
+    sequences, finals = [], []
+    for direction in range(w.shape[0]):
+        functions = _activations(node, defaults, direction)
+        together, late = _biases(node, None if bias is None else bias[direction])
+        cell = make_cell(node, functions, r[direction], late, None if peepholes is None else peepholes[direction])
+        state = tuple(zeros if given is None else given[direction] for given in initial)
+        projected = F.linear(x, w[direction], together)
+        sequence, final = _scan(cell, projected, state, lengths, reverse or direction == 1)
+        sequences.append(sequence)
+        finals.append(final)
+    y = torch.stack(sequences, 1)
+    last = [torch.stack(states) for states in zip(*finals, strict=True)]
+    if batch_first:
+        y, last = y.permute(2, 0, 1, 3), [state.transpose(0, 1) for state in last]
+    return (y, *last)

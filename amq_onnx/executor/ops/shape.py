@@ -17,7 +17,7 @@ def _as_list(value: int | list[int]) -> list[int]:
     return value if isinstance(value, list) else [value]
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     """A number that a file may hold as a tensor of one element."""
     while isinstance(value, list):
         value = value[0]
@@ -157,11 +157,13 @@ def pad(
         begins[axis], ends[axis] = pads[i], pads[count + i]
     mode = node.text("mode", "constant")
     if mode == "constant":
-        fill = _scalar(value.tolist()) if isinstance(value, Tensor) else value
         order = [amount for axis in reversed(range(x.dim())) for amount in (begins[axis], ends[axis])]
+        if isinstance(value, Tensor):
+            inside = F.pad(torch.ones(x.shape, dtype=torch.uint8, device=x.device), order).to(torch.bool)
+            return torch.where(inside, F.pad(x, order), value.reshape(()))
         if x.dtype == torch.bool:
-            return F.pad(x.to(torch.uint8), order, value=int(fill or 0)).to(torch.bool)
-        return F.pad(x, order, value=fill or 0)
+            return F.pad(x.to(torch.uint8), order, value=int(value or 0)).to(torch.bool)
+        return F.pad(x, order, value=value or 0)
     for axis in places:
         if begins[axis] or ends[axis]:
             index = _padded_index(node, x.shape[axis], begins[axis], ends[axis], mode)
@@ -180,6 +182,18 @@ def _padded_index(node: NodeContext, length: int, begin: int, end: int, mode: st
         raise node.unsupported(f"mode {mode}")
     period = max(2 * (length - 1), 1)
     return [min(i % period, period - i % period) if length > 1 else 0 for i in positions]
+
+
+@operator("CenterCropPad", host=(1,), codes=True)
+def center_crop_pad(node: NodeContext, x: Tensor, sizes: list[int]) -> Tensor:
+    """x cut or filled up with zeros to `sizes` along `axes`; what is odd is cut or added at the end."""
+    axes = node.integers("axes") or list(range(x.dim()))
+    pads = [[0, 0] for _ in range(x.dim())]
+    for axis, size in zip(axes, sizes, strict=True):
+        extra = size - x.shape[axis]
+        begin = extra // 2 if extra > 0 else -(-extra // 2)
+        pads[axis] = [begin, extra - begin]
+    return F.pad(x, [pad for pair in reversed(pads) for pad in pair])
 
 
 @operator("DepthToSpace", codes=True)
@@ -205,7 +219,7 @@ def space_to_depth(node: NodeContext, x: Tensor) -> Tensor:
 @operator("Range", host=(0, 1, 2))
 def range_(node: NodeContext, start: Any, limit: Any, delta: Any) -> Tensor:
     """start, start + delta, ... below limit."""
-    start, limit, delta = _scalar(start), _scalar(limit), _scalar(delta)
+    start, limit, delta = scalar(start), scalar(limit), scalar(delta)
     kind = node.output_types[0] or (node.input_types[0] if node.input_types else 0)
     dtype = node.held(kind) if kind else (node.dtype if isinstance(start, float) else torch.int64)
     count = max(math.ceil((limit - start) / delta), 0)
@@ -234,14 +248,14 @@ def eye_like(node: NodeContext, x: Tensor) -> Tensor:
 @operator("Trilu", host=(1,), codes=True)
 def trilu(node: NodeContext, x: Tensor, k: Any = None) -> Tensor:
     """The upper or lower triangle from diagonal k on."""
-    diagonal = 0 if k is None else int(_scalar(k))
+    diagonal = 0 if k is None else int(scalar(k))
     return torch.triu(x, diagonal) if node.integer("upper", 1) else torch.tril(x, diagonal)
 
 
 @operator("OneHot", host=(1,))
 def one_hot(node: NodeContext, indices: Tensor, depth: Any, values: Tensor) -> Tensor:
     """values holds [off, on]; an index outside -depth..depth-1 is off everywhere."""
-    count = int(_scalar(depth))
+    count = int(scalar(depth))
     axis = node.integer("axis", -1)
     axis = axis + indices.dim() + 1 if axis < 0 else axis
     places = indices.to(torch.int64)
