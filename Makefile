@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench-executor bench-allocation bench-figures bench-resnet50 clean
+.PHONY: demo test lint operators bench-executor bench-allocation bench-figures bench-resnet50 bench-models \
+	bench-curvature bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/amq demo -o out/demo
@@ -17,6 +18,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+operators: $(STAMP)
+	$(BIN)/python benchmarks/operators.py
 
 bench-executor: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv

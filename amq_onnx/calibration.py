@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.expected_inputs import ExpectedInputs
 from amq_onnx.model.data import Batch, Dataset
+from amq_onnx.model.layers import Layer
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
 Progress = Callable[[str, int, int | None], None]
@@ -28,13 +31,14 @@ _LARGEST_CURVATURE_BATCH = 8
 class Calibration:
     """What a pass over the data saw.
 
-    histograms: by activation site. elements: by activation site, elements of one sample. mean_square: by head
-    tensor, E ||output||^2 of a sample. samples: how many were seen.
+    histograms: by activation site. elements: by tensor that was looked at, elements of one sample. mean_square: by
+    head tensor, E ||output||^2 of a sample. expected_inputs: by layer, see ExpectedInputs. samples: how many were seen.
     """
 
     histograms: dict[str, StreamingHistogram] = field(default_factory=dict)
     elements: dict[str, int] = field(default_factory=dict)
     mean_square: dict[str, float] = field(default_factory=dict)
+    expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     samples: int = 0
 
     def batch_size(self) -> int:
@@ -63,20 +67,23 @@ def calibrate(
     data: Dataset,
     activations: Sequence[str],
     heads: Sequence[str],
+    layers: Sequence[Layer] = (),
     progress: Progress | None = None,
 ) -> Calibration:
-    """Run the float graph once over `data` and take the histogram of each of `activations`.
+    """Run the float graph once over `data`: the histogram of each of `activations`, the expected inputs of `layers`.
 
     Memory is that of one batch, whatever the size of the data. Raises DataError, naming the tensor, where an
     activation is not finite.
     """
     seen = Calibration(histograms={name: StreamingHistogram() for name in activations})
     squares = dict.fromkeys(heads, 0.0)
-    wanted = list(dict.fromkeys([*activations, *heads]))
+    expected = ExpectedInputs(executor, layers)
+    held = list(dict.fromkeys([*activations, *expected.names()]))
+    wanted = list(dict.fromkeys([*held, *heads]))
     # The first sample tells how large the activations are, and so how many samples fit a batch.
     with torch.inference_mode():
         for batch in data.first(1).batches(1):
-            found = executor.run(tensors(batch, executor), list(activations))
+            found = executor.run(tensors(batch, executor), held)
             count = data.count(batch)
             seen.elements = {name: max(1, tensor.numel() // count) for name, tensor in found.items()}
         for batch in data.batches(seen.batch_size()):
@@ -88,11 +95,13 @@ def calibrate(
                     raise DataError(
                         f"activation '{name}' is not finite on {data.origin} (sample {seen.samples} or later)"
                     ) from error
+            expected.update(found, data.count(batch))
             for name in heads:
                 squares[name] += float(found[name].double().square().sum())
             seen.samples += data.count(batch)
             if progress is not None:
                 progress("ranges of activations", seen.samples, None)
+    seen.expected_inputs = expected.result()
     seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
     return seen
 

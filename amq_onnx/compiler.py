@@ -12,7 +12,7 @@ from amq_onnx.allocation import Allocation, Infeasible, Problem, frontier, small
 from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
 from amq_onnx.model.file import fingerprint, model_bytes
-from amq_onnx.plan import Plan
+from amq_onnx.plan import Plan, corrections
 from amq_onnx.rewriting import Prepared, lower, simulate
 from amq_onnx.sensitivity import Sensitivity, require_same_model
 
@@ -167,4 +167,5 @@ class Compiler:
 def compile_plan(prepared: Prepared, plan: Plan, *, keep_metadata: bool = False) -> onnx.ModelProto:
     """The file's model for `plan`: simulated graph, then the target's packed form."""
     encodings = plan.encodings(prepared)
-    return lower(prepared, simulate(prepared, encodings), encodings, keep_metadata=keep_metadata)
+    simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
+    return lower(prepared, simulated, encodings, keep_metadata=keep_metadata)

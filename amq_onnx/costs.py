@@ -85,6 +85,7 @@ class SearchSpace:
             {name: bits[name] for name in self.weights},
             {name: ActivationPlan(bits[name], rows[name].ranges[bits[name]]) for name in self.activations},
             self.sensitivity.left_float,
+            self.sensitivity.expected_inputs,
         )
 
     def second_budget(self, average: float | None) -> int | None:

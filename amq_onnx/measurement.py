@@ -26,7 +26,8 @@ class SensitivityOptions:
     """How sensitivity is measured.
 
     method: `gauss-newton` (label-free) or `hessian` (labels). relative_error: asked of every trace. samples: how
-    many of the calibration samples curvature is measured on; ranges always see all.
+    many of the calibration samples curvature is measured on; ranges always see all. correct_biases: measure what
+    biases need to make up for the mean error of rounded weights.
     """
 
     method: Method = "gauss-newton"
@@ -37,6 +38,7 @@ class SensitivityOptions:
     samples: int = 256
     seed: int = 0
     device: str = "cpu"
+    correct_biases: bool = True
 
 
 def measure_sensitivity(
@@ -53,7 +55,8 @@ def measure_sensitivity(
     heads, left_out = find_heads(prepared.model, options.loss)
     executor = Executor(prepared.model, device=options.device)
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
-    seen = calibrate(executor, data, activations, [head.tensor for head in heads], progress)
+    layers = prepared.layers if options.correct_biases else ()
+    seen = calibrate(executor, data, activations, [head.tensor for head in heads], layers, progress)
 
     def measured() -> tuple[dict[str, dict[int, tuple[float, float]]], Traces]:
         return _ranges_and_traces(executor, data, prepared, seen, heads, activation_bits or (), options, progress)
@@ -92,6 +95,7 @@ def measure_sensitivity(
         weights=weights,
         activations=rows,
         left_float=sites.left_float,
+        expected_inputs=seen.expected_inputs,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from amq_onnx.errors import UsageError
 from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.bias_shift import bias_shift
 from amq_onnx.quantizer.encoding import MAX_BITS, Encoding, RangeMethod
 from amq_onnx.quantizer.weight_ranges import bias_safe_scale, weight_encodings
 from amq_onnx.rewriting import Prepared
-from amq_onnx.sensitivity import parse_versioned
+from amq_onnx.sensitivity import arrays_by_name, numbers_by_name, parse_versioned
 
 FORMAT = "amq-plan"
 VERSION = 1
@@ -33,7 +35,8 @@ class Plan:
     """Widths by site.
 
     model: fingerprint of the float model. ranges: how scales of weights are found. A weight's scales aren't
-    stored: they follow from the weight, its width and `ranges`, so that a width can be edited.
+    stored: they follow from the weight, its width and `ranges`, so that a width can be edited. So do the corrections of
+    biases, from `expected_inputs`: by layer, what its weights are multiplied with on average (see ExpectedInputs).
     """
 
     model: str
@@ -41,6 +44,7 @@ class Plan:
     weights: dict[str, int]
     activations: dict[str, ActivationPlan]
     left_float: dict[str, str] = field(default_factory=dict)
+    expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> str:
         """The text of plan.json: a line a site."""
@@ -54,6 +58,7 @@ class Plan:
                 name: {"bits": site.bits, "range": list(site.range)} for name, site in self.activations.items()
             },
             "left_float": self.left_float,
+            "expected_inputs": numbers_by_name(self.expected_inputs),
         }
         lines = []
         for key, value in body.items():
@@ -78,7 +83,9 @@ class Plan:
                 activations[name] = ActivationPlan(_width(site["bits"], name, origin, 2), (low, high))
             if body["ranges"] not in get_args(RangeMethod):
                 raise UsageError(f"'{origin}' asks for unknown ranges '{body['ranges']}'")
-            return cls(str(body["model"]), body["ranges"], weights, activations, dict(body.get("left_float", {})))
+            expected = arrays_by_name(body.get("expected_inputs", {}))
+            left_float = dict(body.get("left_float", {}))
+            return cls(str(body["model"]), body["ranges"], weights, activations, left_float, expected)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"'{origin}' is not a complete plan: {error}") from error
 
@@ -107,6 +114,26 @@ class Plan:
                 encoding = _with_room_for(biases[site.name], encoding, found)
             found[site.name] = encoding
         return found
+
+
+def corrections(
+    prepared: Prepared, encodings: Mapping[str, Encoding], expected: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """By layer, what its rounded weights add to the mean of its output.
+
+    Raises UsageError where `expected` doesn't fit a layer.
+    """
+    shifts = {}
+    for layer in prepared.layers:
+        if layer.weight not in encodings or layer.output not in expected:
+            continue
+        values, encoding = prepared.weight(layer.weight), encodings[layer.weight]
+        groups = layer.groups if layer.operator == "ConvTranspose" else 1
+        try:
+            shifts[layer.output] = bias_shift(values, encoding, layer.axis, expected[layer.output], groups)
+        except ValueError as error:
+            raise UsageError(f"the expected inputs of layer '{layer.output}' don't fit its weight: {error}") from error
+    return shifts
 
 
 def _with_room_for(node: tuple[str, NDArray[np.float32]], encoding: Encoding, found: dict[str, Encoding]) -> Encoding:

@@ -8,11 +8,14 @@ from functools import cached_property
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.model.layers import Layer, biased_layers
 from amq_onnx.model.sites import Sites, find_sites
-from amq_onnx.passes.base import run
+from amq_onnx.passes.base import Pass, run
+from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.fold_affine import FoldAffine
@@ -73,6 +76,11 @@ class Prepared:
     def _initializers(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Layers whose weight is a site and whose output can be shifted."""
+        return biased_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
+
     def biases(self) -> dict[str, tuple[str, np.ndarray]]:
         """By weight: the tensor that its node reads as data, and the node's constant bias."""
         initializers = self._initializers
@@ -107,10 +115,16 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[
     return Prepared(model, sites.exclude(exclude), _free_stem(model), keys)
 
 
-def simulate(prepared: Prepared, encodings: Mapping[str, Encoding]) -> onnx.ModelProto:
-    """The float graph quantized at every site in `encodings`: it computes what the file will, weights still float."""
+def simulate(
+    prepared: Prepared, encodings: Mapping[str, Encoding], shifts: Mapping[str, NDArray[np.float32]] | None = None
+) -> onnx.ModelProto:
+    """The float graph quantized at every site in `encodings`: it computes what the file will, weights still float.
+
+    shifts: by layer, what its bias makes up for.
+    """
+    passes: list[Pass] = [CorrectBiases(shifts, prepared.stem)] if shifts else []
     insert = InsertQDQ(encodings, prepared.stem, prepared.keys)
-    return run(prepared.model, [insert, PlaceOnCodes(), QuantizeBiases(prepared.stem)])
+    return run(prepared.model, [*passes, insert, PlaceOnCodes(), QuantizeBiases(prepared.stem)])
 
 
 def lower(

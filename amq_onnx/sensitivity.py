@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.quantizer.encoding import RangeMethod
@@ -78,7 +81,8 @@ class Sensitivity:
 
     model: fingerprint of the float model. method: how curvature was measured. loss: by head tensor, the loss and
     why it was chosen. samples, probes: on how many samples, with how many probes each. converged: whether every
-    standard error is as small as was asked. left_float: by tensor, why it has no row.
+    standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
+    its weights are multiplied with on average (see ExpectedInputs).
     """
 
     model: str
@@ -92,6 +96,7 @@ class Sensitivity:
     weights: dict[str, WeightRow]
     activations: dict[str, ActivationRow]
     left_float: dict[str, str] = field(default_factory=dict)
+    expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
 
     def negative_traces(self) -> list[str]:
         """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
@@ -104,7 +109,9 @@ class Sensitivity:
 
     def to_json(self) -> str:
         """The text of sensitivity.json."""
-        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        named = asdict(replace(self, expected_inputs={}))
+        body = {"format": FORMAT, "version": VERSION, **named}
+        body["expected_inputs"] = numbers_by_name(self.expected_inputs)
         return json.dumps(body, indent=1) + "\n"
 
     @classmethod
@@ -131,7 +138,8 @@ class Sensitivity:
                 )
                 for name, row in body.pop("activations").items()
             }
-            table = cls(weights=weights, activations=activations, **body)
+            expected = arrays_by_name(body.pop("expected_inputs", {}))
+            table = cls(weights=weights, activations=activations, expected_inputs=expected, **body)
             table._check()
             return table
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -178,6 +186,23 @@ def parse_versioned(text: str, origin: str, format_name: str, version: int) -> d
     if found != version:
         raise UsageError(f"'{origin}' has version {found} of {format_name}; this amq reads version {version}")
     return body
+
+
+def numbers_by_name(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """Arrays as nested lists for JSON, of six digits, which is nearly all that a float32 has."""
+    return {
+        name: np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(array).tolist()
+        for name, array in arrays.items()
+    }
+
+
+def arrays_by_name(numbers: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """What `numbers_by_name` wrote. Raises ValueError for lists of unequal lengths or numbers that aren't finite."""
+    arrays = {name: np.asarray(values, np.float32) for name, values in numbers.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"'{name}' has an entry that is not a finite number")
+    return arrays
 
 
 def read_json_file(path: Path) -> str:

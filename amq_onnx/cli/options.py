@@ -115,6 +115,11 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         help="how ranges are found",
     )
     parser.add_argument(
+        "--no-bias-correction",
+        action="store_true",
+        help="leave biases as they are instead of taking off the mean error of rounded weights",
+    )
+    parser.add_argument(
         "--relative-error",
         type=float,
         default=default.relative_error,
@@ -159,6 +164,7 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         samples=arguments.curvature_samples,
         seed=arguments.seed,
         device=require_device(arguments.device),
+        correct_biases=not arguments.no_bias_correction,
     )
 
 

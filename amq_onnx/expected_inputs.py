@@ -1,0 +1,60 @@
+"""What the weights of each layer are multiplied with on average, from a pass over data.
+
+Rounding a weight W to Q shifts the mean of output channel o by sum (Q - W)[o, ...] * E[x], where E[x] is the mean,
+over samples and positions, of the input that each weight of a channel meets. Known, it is taken off the bias (bias
+correction: Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.layers import Layer
+
+
+class ExpectedInputs:
+    """Running means by layer output, in the shape that `quantizer.bias_shift` takes."""
+
+    def __init__(self, executor: Executor, layers: Sequence[Layer]) -> None:
+        self.executor = executor
+        self.layers = layers
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._samples = 0
+
+    def names(self) -> list[str]:
+        """Tensors that `update` must be given."""
+        return [layer.data for layer in self.layers]
+
+    def update(self, found: dict[str, Tensor], samples: int) -> None:
+        """Add a batch: the layers' input tensors by name, first dimension the samples."""
+        for layer in self.layers:
+            mean = found[layer.data].float().mean(0, keepdim=True)
+            expected = self._expected(layer, mean).double().cpu().numpy() * samples
+            held = self._sums.get(layer.output)
+            self._sums[layer.output] = expected if held is None else held + expected
+        self._samples += samples
+
+    def result(self) -> dict[str, NDArray[np.float32]]:
+        """The means over all samples."""
+        return {name: (total / self._samples).astype(np.float32) for name, total in self._sums.items()}
+
+    def _expected(self, layer: Layer, mean: Tensor) -> Tensor:
+        """The derivative of a channel's mean output in its weights, which is what they are multiplied with.
+
+        A layer is linear in its weight, so this is exact for every padding, stride and dilation, at the cost of one
+        sample forward and backward.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            weight = self.executor.initializers[layer.weight].detach().clone().requires_grad_()
+            output = self.executor.run({layer.data: mean.clone(), layer.weight: weight}, [layer.output])[layer.output]
+            channels = weight.shape[layer.axis] * (layer.groups if layer.operator == "ConvTranspose" else 1)
+            (gradient,) = torch.autograd.grad(output.sum() * (channels / output.numel()), weight)
+        # All channels of a group see the same input.
+        step = weight.shape[layer.axis] // (layer.groups if layer.operator == "Conv" else 1)
+        return gradient.movedim(layer.axis, 0)[::step]

@@ -1,0 +1,68 @@
+"""Layers with a bias, or room for one: what shifts their output by a constant a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+# Operators with a weight as second input that are linear in it, and can have a bias as third input.
+_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies `data` with the constant `weight`.
+
+    output: the tensor that it makes, by which the layer is known. axis: the weight's output channels' dimension.
+    groups: of a Conv or ConvTranspose, else 1.
+    """
+
+    output: str
+    operator: str
+    data: str
+    weight: str
+    axis: int
+    groups: int = 1
+
+
+def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
+    """The layers of the main graph whose output can be shifted for free.
+
+    Conv, ConvTranspose and Gemm have a bias, or can be given one; a MatMul has one where a constant is added to its
+    output and nothing else reads that. weights: names of those that are asked for.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    found = []
+    for node in model.graph.node:
+        if len(node.input) < 2 or node.input[1] not in weights or node.input[0] in constants:
+            continue
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        output, rank = node.output[0], len(constants[node.input[1]].dims)
+        if node.op_type in _WITH_BIAS:
+            if len(node.input) > 2 and node.input[2] and node.input[2] not in constants:
+                continue
+            if node.op_type == "Gemm":
+                if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+                    continue
+                axis = 0 if attributes.get("transB", 0) else 1
+            else:
+                axis = 0 if node.op_type == "Conv" else 1
+        elif node.op_type == "MatMul" and rank == 2 and output not in outputs and _added(readers[output], constants):
+            axis = 1
+        else:
+            continue
+        groups = int(attributes.get("group", 1))
+        found.append(Layer(output, node.op_type, node.input[0], node.input[1], axis, groups))
+    return found
+
+
+def _added(readers: list[onnx.NodeProto], constants: Collection[str]) -> bool:
+    return len(readers) == 1 and readers[0].op_type == "Add" and any(name in constants for name in readers[0].input)

@@ -1,0 +1,26 @@
+"""What rounding a weight adds to the mean of a layer's output."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amq_onnx.quantizer.affine import round_trip
+from amq_onnx.quantizer.encoding import Encoding
+
+
+def bias_shift(
+    weight: NDArray[np.float32], encoding: Encoding, axis: int, expected: NDArray[np.float32], groups: int = 1
+) -> NDArray[np.float32]:
+    """E[Q(W) x] - E[W x] of each output channel, float32 [channels].
+
+    axis: the output channels' dimension of `weight`. expected: what the weights of a channel are multiplied with on
+    average: the weight's shape, the dimension `axis` in front and as long as there are different inputs (1, or the
+    groups of a Conv). groups: of a ConvTranspose, whose groups follow one another along the dimension of the inputs.
+    """
+    error = np.moveaxis((round_trip(weight, encoding) - weight).astype(np.float64), axis, 0)
+    weighted = error * np.repeat(expected, len(error) // len(expected), axis=0)
+    if groups == 1:
+        return np.asarray(weighted.reshape(len(error), -1).sum(1), np.float32)
+    per_group = weighted.reshape(len(error), groups, -1).sum(2)  # [channels of a group, groups]
+    return np.asarray(per_group.T.reshape(-1), np.float32)
