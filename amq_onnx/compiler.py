@@ -167,5 +167,6 @@ class Compiler:
 def compile_plan(prepared: Prepared, plan: Plan, *, keep_metadata: bool = False) -> onnx.ModelProto:
     """The file's model for `plan`: simulated graph, then the target's packed form."""
     encodings = plan.encodings(prepared)
+    prepared = prepared.for_encodings(encodings)
     simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
     return lower(prepared, simulated, encodings, keep_metadata=keep_metadata)

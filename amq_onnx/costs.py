@@ -103,7 +103,7 @@ def search_space(
 
     Raises UsageError for widths that the sensitivity table or the target doesn't have.
     """
-    target = prepared.target()
+    target = prepared.target
     weights = [site for site in prepared.sites.weights if site.name in sensitivity.weights]
     names = {site.name for site in prepared.sites.activations}
     activations = [name for name in sensitivity.activations if name in names] if activation_bits else []
@@ -115,12 +115,14 @@ def search_space(
     for site in weights:
         row = sensitivity.weights[site.name]
         options = _offered(site.name, weight_bits, row.widths(), target.weight_widths)
-        key, conv = prepared.keys[site.name], site.operators == ("Conv",) and site.is_integer(activations)
+        key, conv, integer = prepared.keys[site.name], site.operators == ("Conv",), site.is_integer(activations)
         widths.append(options)
         loss.append([row.omega(bits) for bits in options])
-        size.append([target.weight_bytes(key, site.shape, site.channels, bits, conv) for bits in options])
+        size.append(
+            [target.weight_bytes(key, site.shape, site.channels, bits, integer=integer, conv=conv) for bits in options]
+        )
         second.append([0] * len(options))
-        keys.append(tuple(target.closure(target.weight(key, site.shape, bits).shared) for bits in options))
+        keys.append(tuple(target.closure(target.weight(key, site.shape, bits, integer).shared) for bits in options))
     for name in activations:
         activation = sensitivity.activations[name]
         options = _offered(name, activation_bits or (), activation.widths(), target.activation_widths)

@@ -21,6 +21,7 @@ from amq_onnx.plan import Plan
 from amq_onnx.rewriting import oldest_runtime, prepare
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.sizes import parse_size
+from amq_onnx.targets import TARGETS
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ def quantize(
     activation_bits: Sequence[int] | None = (8,),
     activation_average: float | None = None,
     exclude: Sequence[str] = (),
+    target: str = "onnxruntime",
     opset: int | None = None,
     keep_metadata: bool = False,
     sensitivity: Sensitivity | None = None,
@@ -66,6 +68,7 @@ def quantize(
     size: "0.2" or "20%" of the input file, "4MB", "300KB"; a float is a fraction.
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
+    target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.
     evaluation: data to verify on, by default the calibration data.
@@ -74,16 +77,16 @@ def quantize(
     ProviderError.
     """
     path = Path(model)
-    target = Path(output) if output is not None else None
-    if target is not None:
-        require_folder(target, "-o")
-        if target.resolve() == path.resolve():
-            raise UsageError(f"-o '{target}' is the float model itself: name another file")
-    check_widths(activation_bits, activation_average)
+    written = Path(output) if output is not None else None
+    if written is not None:
+        require_folder(written, "-o")
+        if written.resolve() == path.resolve():
+            raise UsageError(f"-o '{written}' is the float model itself: name another file")
+    check_widths(bits, activation_bits, activation_average, target)
     proto = read_model(path)
     original = file_bytes(path)
     budget = parse_size(size).bytes(original)
-    prepared = prepare(proto, opset=opset, exclude=tuple(exclude))
+    prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     calibration = dataset(data, proto)
     if sensitivity is None:
         if calibration is None:
@@ -114,8 +117,8 @@ def quantize(
     against = dataset(evaluation, proto) if evaluation is not None else calibration
     if against is not None:
         result = replace(result, verification=_verified(path, quantized, against, metric, provider, progress))
-    if target is not None:
-        write_model(quantized, target)
+    if written is not None:
+        write_model(quantized, written)
     return result
 
 
@@ -135,8 +138,19 @@ def _verified(
         return verify(path, written, data, metric=metric, provider=provider, progress=progress)
 
 
-def check_widths(activation_bits: Sequence[int] | None, activation_average: float | None) -> None:
-    """Raise UsageError for activation widths that no budget decides between."""
+def check_widths(
+    bits: Sequence[int], activation_bits: Sequence[int] | None, activation_average: float | None, target: str
+) -> None:
+    """Raise UsageError for widths that the target can't write, or activation widths that no budget decides between."""
+    if target not in TARGETS:
+        raise UsageError(f"target '{target}' is unknown: use {' or '.join(TARGETS)}")
+    kind = TARGETS[target]
+    for option, asked, written in (
+        ("--bits", bits, kind.weight_widths),
+        ("--activation-bits", activation_bits or (), kind.activation_widths),
+    ):
+        if missing := sorted(set(asked) - set(written)):
+            raise UsageError(f"{option}: the target '{target}' can't write {missing[0]} bits, only {_listed(written)}")
     if activation_bits is not None and len(set(activation_bits)) > 1 and activation_average is None:
         raise UsageError(
             "several --activation-bits need --activation-average: narrow activations save no bytes, so nothing "
@@ -146,6 +160,10 @@ def check_widths(activation_bits: Sequence[int] | None, activation_average: floa
         raise UsageError("--activation-average has no meaning with --activation-bits float")
     if activation_average is not None and not math.isfinite(activation_average):
         raise UsageError(f"--activation-average {activation_average} is not a number of bits")
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ", ".join(map(str, widths))
 
 
 def dataset(data: str | Dataset | CalibrationDataReader | None, model: onnx.ModelProto) -> Dataset | None:

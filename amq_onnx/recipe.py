@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -35,12 +36,17 @@ class NodeSpec:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """Constants and nodes that compute `result`; `shared` names the recipes that several tensors use."""
+    """Constants and nodes that compute `result`; `shared` names the recipes that several tensors use.
+
+    zero_points: whether DequantizeLinear behind a weight names them, all 0: always, never, or unless only Conv nodes
+    read it.
+    """
 
     result: str
     constants: tuple[ConstantSpec, ...]
     nodes: tuple[NodeSpec, ...] = ()
     shared: tuple[str, ...] = ()
+    zero_points: Literal["kept", "left out", "left out for Conv"] = "kept"
 
     def file_bytes(self) -> int:
         """Bytes that the recipe's own constants and nodes take in the file, to the byte.
@@ -48,6 +54,9 @@ class Recipe:
         Protobuf messages add up but for the length prefix of the graph itself (ONNX protos, onnx.proto3).
         """
         return sum(map(_constant_bytes, self.constants)) + sum(map(_node_bytes, self.nodes))
+
+
+_PACKED = {"int4": 4, "int2": 2}
 
 
 def _varint_bytes(value: int) -> int:
@@ -62,7 +71,9 @@ def _embedded(length: int) -> int:
 def _constant_bytes(constant: ConstantSpec) -> int:
     dtype = np.dtype(constant.dtype)
     header = onnx.TensorProto(name=constant.name, dims=constant.shape, data_type=helper.np_dtype_to_tensor_dtype(dtype))
-    raw = int(np.prod(constant.shape, dtype=np.int64)) * dtype.itemsize
+    # INT4 and INT2 are packed, two and four to a byte (onnx.proto3, TensorProto.raw_data).
+    bits = _PACKED.get(dtype.name, 8 * dtype.itemsize)
+    raw = -(-int(np.prod(constant.shape, dtype=np.int64)) * bits // 8)
     return _embedded(header.ByteSize() + _embedded(raw))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,7 +34,8 @@ from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.quantizer.encoding import Encoding
-from amq_onnx.targets.onnxruntime import OnnxRuntimeTarget
+from amq_onnx.recipe import Recipe
+from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
@@ -51,22 +52,44 @@ class Prepared:
     """A float graph ready to be measured and quantized.
 
     model: constants folded, BatchNormalization folded. sites: what can be quantized in it. stem: what every
-    name made for it starts with. keys: by site, the part of those names that is the site's own.
+    name made for it starts with. keys: by site, the part of those names that is the site's own. target_name: what the
+    file is for, one of TARGETS.
     """
 
     model: onnx.ModelProto
     sites: Sites
     stem: str
     keys: Mapping[str, str]
+    target_name: str = "onnxruntime"
 
     def require_weights(self) -> None:
         """Raise UsageError if every weight was excluded."""
         if not self.sites.weights:
             raise UsageError("--exclude leaves no weight to quantize: exclude fewer sites")
 
-    def target(self) -> OnnxRuntimeTarget:
+    @property
+    def target(self) -> Target:
         """The target that writes this model's file."""
-        return OnnxRuntimeTarget(self.stem)
+        return TARGETS[self.target_name](self.stem)
+
+    def recipes(self, encodings: Mapping[str, Encoding]) -> dict[str, Recipe]:
+        """How each quantized weight is stored."""
+        target = self.target
+        return {
+            site.name: target.weight(
+                self.keys[site.name], site.shape, encodings[site.name].bits, site.is_integer(encodings)
+            )
+            for site in self.sites.weights
+            if site.name in encodings
+        }
+
+    def for_encodings(self, encodings: Mapping[str, Encoding]) -> Prepared:
+        """The same model in the operator set that the target needs for these encodings, where its own is too old."""
+        activations = [encodings[site.name] for site in self.sites.activations if site.name in encodings]
+        opset = self.target.opset(self.recipes(encodings).values(), activations)
+        if opset <= opset_of(self.model):
+            return self
+        return replace(self, model=_with_shapes(_convert(self.model, opset)))
 
     def weight(self, name: str) -> np.ndarray:
         """The float values of a weight."""
@@ -91,20 +114,24 @@ class Prepared:
         }
 
 
-def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[str, ...] = ()) -> Prepared:
+def prepare(
+    model: onnx.ModelProto,
+    *,
+    opset: int | None = None,
+    exclude: tuple[str, ...] = (),
+    target: str = "onnxruntime",
+) -> Prepared:
     """Fold what can be folded and find the sites.
 
-    opset: convert to this operator set first; without it, only one older than the target's least is converted.
+    opset: convert to this operator set first; without it, only one older than any target's least is converted.
     exclude: regular expressions of sites to leave float. Raises ModelError for a model that is quantized already,
     has nothing to quantize or can't be converted; UsageError for an expression that matches nothing.
     """
     require_float(model)
     current = opset_of(model)
-    wanted = opset if opset is not None else max(current, OnnxRuntimeTarget.minimum_opset)
-    if wanted < OnnxRuntimeTarget.minimum_opset:
-        raise UsageError(
-            f"--opset {wanted} is too old: quantized files need {OnnxRuntimeTarget.minimum_opset} or newer"
-        )
+    wanted = opset if opset is not None else max(current, Target.minimum_opset)
+    if wanted < Target.minimum_opset:
+        raise UsageError(f"--opset {wanted} is too old: quantized files need {Target.minimum_opset} or newer")
     if wanted != current:
         model = _convert(model, wanted)
     model = run(_with_shapes(_folded(model)), _PREPARATION)
@@ -112,7 +139,7 @@ def prepare(model: onnx.ModelProto, *, opset: int | None = None, exclude: tuple[
     sites = find_sites(model)
     keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
     keys |= {site.name: f"a{index}" for index, site in enumerate(sites.activations)}
-    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys)
+    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys, target)
 
 
 def simulate(
@@ -124,7 +151,10 @@ def simulate(
     """
     passes: list[Pass] = [CorrectBiases(shifts, prepared.stem)] if shifts else []
     insert = InsertQDQ(encodings, prepared.stem, prepared.keys)
-    return run(prepared.model, [*passes, insert, PlaceOnCodes(), QuantizeBiases(prepared.stem)])
+    return run(
+        prepared.model,
+        [*passes, insert, PlaceOnCodes(prepared.target.dequantizes_at_load), QuantizeBiases(prepared.stem)],
+    )
 
 
 def lower(
@@ -135,13 +165,11 @@ def lower(
     keep_metadata: bool = False,
 ) -> onnx.ModelProto:
     """The file for the target: weights packed at their widths, what the codes imply and exporters note left out."""
-    target = prepared.target()
-    recipes = {
-        site.name: target.weight(prepared.keys[site.name], site.shape, encodings[site.name].bits)
-        for site in prepared.sites.weights
-        if site.name in encodings
-    }
-    model = run(simulated, [Pack(recipes, target.shared), DropImpliedClips(), DequantizeAtLoad()])
+    target = prepared.target
+    passes: list[Pass] = [Pack(prepared.recipes(encodings), target.shared), DropImpliedClips()]
+    if target.dequantizes_at_load:
+        passes.append(DequantizeAtLoad())
+    model = run(simulated, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)
         model.ir_version = _least_ir_version(model)

@@ -21,9 +21,9 @@ class InsertQDQ(Pass):
     After:   x -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv      (codes in uint8)
              W -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv      (codes in int8, W still float)
 
-    The Clip bounds the codes where the encoding has fewer than 8 bits. The float initializers stay, so that
-    the graph can be trained; `Pack` turns them into codes. A tensor that is also a graph output keeps its
-    float value there; readers inside subgraphs read the quantized one.
+    The Clip bounds the codes where the encoding has fewer bits than their type: 8, or 16 above 8 bits. The float
+    initializers stay, so that the graph can be trained; `Pack` turns them into codes. A tensor that is also a graph
+    output keeps its float value there; readers inside subgraphs read the quantized one.
 
     encodings: by tensor name. stem: what the names made here start with. keys: by tensor name, a short part
     of the names made for it (the tensor's name itself if absent).
@@ -56,7 +56,8 @@ class InsertQDQ(Pass):
         return changed
 
     def _insert(self, graph: gs.Graph, tensor: gs.Tensor, encoding: Encoding, name: str) -> None:
-        code_type = np.int8 if encoding.signed else np.uint8
+        wide = encoding.bits > 8
+        code_type = (np.int16 if wide else np.int8) if encoding.signed else (np.uint16 if wide else np.uint8)
         scale = gs.Constant(f"{name}s", np.asarray(encoding.scale, np.float32))
         if encoding.zero_point == 0 and encoding.axis is None:
             zero = self._shared_code(0, code_type)
@@ -68,7 +69,7 @@ class InsertQDQ(Pass):
         codes = gs.Variable(f"{name}q", code_type)
         quantize = gs.Node("QuantizeLinear", "", dict(attributes), [tensor, *parameters], [codes])
         nodes = [quantize]
-        if encoding.bits < 8:
+        if encoding.bits < 8 * np.dtype(code_type).itemsize:
             low, high = encoding.code_range
             bounds = [self._shared_code(low, code_type), self._shared_code(high, code_type)]
             clipped = gs.Variable(f"{name}c", code_type)
@@ -83,9 +84,9 @@ class InsertQDQ(Pass):
                     reader.inputs[index] = real
         graph.nodes.extend(nodes)
 
-    def _shared_code(self, value: int, code_type: type[np.generic]) -> gs.Constant:
+    def _shared_code(self, value: int, code_type: type[np.integer]) -> gs.Constant:
         """A scalar code that all sites share: c15 is the uint8 number 15, jm8 the int8 number -8."""
-        kind = "j" if code_type is np.int8 else "c"
+        kind = {np.int8: "j", np.uint8: "c", np.int16: "k", np.uint16: "h"}[code_type]
         name = f"{self.stem}{kind}{value}".replace("-", "m")
         if name not in self._constants:
             self._constants[name] = gs.Constant(name, np.array(value, code_type))

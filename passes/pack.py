@@ -7,6 +7,8 @@ from itertools import count
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from amq_onnx.errors import ModelError
 from amq_onnx.passes.base import Pass
@@ -22,10 +24,8 @@ class Pack(Pass):
     Before:  W (float) -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv
     After:   packed bytes (uint8) -> the recipe's nodes -> codes (int8) -> DequantizeLinear -> Conv
 
-    Codes are what QuantizeLinear and Clip would compute, bit for bit. The zero points, all 0, are left out where
-    onnxruntime can do without: of Conv weights below 8 bits. Gemm and MatMul fuse only with one, and 8-bit
-    weights overflow the 16-bit sums of x86 CPUs without VNNI, for which the session option against that
-    (session.x64quantprecision) needs weights with a zero point of their own (onnxruntime 1.16 and 1.31).
+    Codes are what QuantizeLinear and Clip would compute, bit for bit. Zero points, all 0, are left out where the recipe
+    says so.
 
     recipes: by name of the weight. shared: the recipe of each key that recipes share, made once.
     """
@@ -46,9 +46,11 @@ class Pack(Pass):
                 raise ModelError(f"weight '{name}' has no QuantizeLinear in the graph to be packed")
             codes, last = _codes(quantizer)
             result = self._build(graph, tensors, recipe, codes)
-            clipped = last is not quantizer.outputs[0]
             for reader in list(last.outputs):
-                dispensable = clipped and reader.op == "DequantizeLinear" and _read_by_convs(reader)
+                dispensable = reader.op == "DequantizeLinear" and (
+                    recipe.zero_points == "left out"
+                    or (recipe.zero_points == "left out for Conv" and _read_by_convs(reader))
+                )
                 reader.inputs = [result, reader.inputs[1]] if dispensable else [result, *reader.inputs[1:]]
             for node in (quantizer, *(n for n in quantizer.outputs[0].outputs if n.op == "Clip")):
                 node.outputs.clear()
@@ -62,7 +64,7 @@ class Pack(Pass):
                 self._build(graph, tensors, shared, codes)
         for constant in recipe.constants:
             values = np.asarray(constant.values(codes), constant.dtype).reshape(constant.shape)
-            tensors[constant.name] = gs.Constant(constant.name, values)
+            tensors[constant.name] = gs.Constant(constant.name, _held(values))
         for node in recipe.nodes:
             output = gs.Variable(node.output)
             tensors[node.output] = output
@@ -115,6 +117,11 @@ class QuantizeBiases(Pass):
         return changed
 
 
+def _held(values: np.ndarray) -> np.ndarray | LazyValues:
+    """What onnx-graphsurgeon can hold: 4- and 2-bit integers only as an ONNX tensor."""
+    return values if values.dtype.isbuiltin == 1 else LazyValues(numpy_helper.from_array(values))
+
+
 def _read_by_convs(dequantize: gs.Node) -> bool:
     return {reader.op for reader in dequantize.outputs[0].outputs} == {"Conv"}
 
@@ -129,7 +136,7 @@ def _codes(quantizer: gs.Node) -> tuple[Codes, gs.Tensor]:
     """The codes that a QuantizeLinear and the Clip behind it compute, and the last tensor of the two."""
     weight, scale, zero_point = quantizer.inputs
     last = quantizer.outputs[0]
-    bits = 8
+    bits = np.iinfo(zero_point.values.dtype).bits
     clip = next((node for node in last.outputs if node.op == "Clip"), None)
     if clip is not None:
         low, high = (int(bound.values) for bound in clip.inputs[1:3])
@@ -137,7 +144,7 @@ def _codes(quantizer: gs.Node) -> tuple[Codes, gs.Tensor]:
         last = clip.outputs[0]
     scales = np.asarray(scale.values, np.float32)
     axis = quantizer.attrs.get("axis", 1) if scales.ndim else None
-    encoding = Encoding(bits, zero_point.values.dtype == np.int8, scales, axis=axis)
+    encoding = Encoding(bits, np.issubdtype(zero_point.values.dtype, np.signedinteger), scales, axis=axis)
     return quantize(np.asarray(weight.values, np.float32), encoding), last
 
 

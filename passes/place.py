@@ -23,8 +23,12 @@ class PlaceOnCodes(Pass):
     DequantizeLinear where they look for it, in front of the operator with an integer kernel. A Pad that fills
     with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
     Gather of rows when they belong to columns, as an embedding's do. Left alone: other operators behind per-axis
-    encodings, other pads, graph outputs.
+    encodings, other pads, graph outputs, and without `weights` what comes from a constant: not every operator moves
+    every integer type.
     """
+
+    def __init__(self, weights: bool = True) -> None:
+        self.weights = weights
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
@@ -35,6 +39,8 @@ class PlaceOnCodes(Pass):
             dequantize = waiting.pop()
             codes, *parameters = dequantize.inputs
             if not isinstance(parameters[0], gs.Constant) or not dequantize.outputs:
+                continue
+            if not self.weights and _of_a_constant(codes):
                 continue
             for carrier in list(dequantize.outputs[0].outputs):
                 attributes = _attributes_behind(carrier, dequantize)
@@ -63,6 +69,12 @@ def is_carrier(node: gs.Node) -> bool:
         zero = fill is None or (isinstance(fill, gs.Constant) and not np.any(fill.values))
         return not constant or zero
     return node.op in _CARRIERS
+
+
+def _of_a_constant(codes: gs.Tensor) -> bool:
+    while codes.inputs and codes.inputs[0].op in ("Clip", "QuantizeLinear"):
+        codes = codes.inputs[0].inputs[0]
+    return isinstance(codes, gs.Constant)
 
 
 def _attributes_behind(carrier: gs.Node, dequantize: gs.Node) -> dict[str, int] | None:

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan.json of the model")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
-    parser.add_argument("--opset", type=int, metavar="N", help="convert the model to this operator set first")
+    options.add_target(parser)
     parser.add_argument("--keep-metadata", action="store_true", help="keep the exporter's metadata, at its size")
 
 
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     options.require_writable(arguments, "output")
     plan = Plan.from_json(read_json_file(arguments.plan), str(arguments.plan))
-    prepared = prepare(read_model(arguments.model), opset=arguments.opset)
+    prepared = prepare(read_model(arguments.model), opset=arguments.opset, target=arguments.target)
     require_same_model(plan.model, fingerprint(prepared.model), str(arguments.plan))
     quantized = compile_plan(prepared, plan, keep_metadata=arguments.keep_metadata)
     written = write_model(quantized, arguments.output)

@@ -33,7 +33,12 @@ def run(arguments: argparse.Namespace) -> None:
     bits, activation_bits = options.checked_widths(arguments)
     table = options.loaded_sensitivity(arguments.sensitivity)
     assert table is not None
-    prepared = prepare(read_model(arguments.model), opset=arguments.opset, exclude=tuple(arguments.exclude))
+    prepared = prepare(
+        read_model(arguments.model),
+        opset=arguments.opset,
+        exclude=tuple(arguments.exclude),
+        target=arguments.target,
+    )
     compiler = Compiler(prepared, table, bits, activation_bits, activation_average=arguments.activation_average)
     points = compiler.frontier(arguments.points)
     original = file_bytes(arguments.model)

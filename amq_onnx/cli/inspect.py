@@ -26,10 +26,12 @@ def run(arguments: argparse.Namespace) -> None:
     options.require_writable(arguments, "json")
     model = read_model(arguments.model)
     lacking = unsupported_operators(model)
-    prepared = prepare(model, opset=arguments.opset, exclude=tuple(arguments.exclude))
+    prepared = prepare(model, opset=arguments.opset, exclude=tuple(arguments.exclude), target=arguments.target)
     heads, left_out = find_heads(prepared.model)
-    target = prepared.target()
+    target = prepared.target
+    activations = {site.name for site in prepared.sites.activations}
     found: dict[str, Any] = {
+        "target": target.name,
         "model": str(arguments.model),
         "bytes": file_bytes(arguments.model),
         "opset": opset_of(model),
@@ -46,8 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
             site.name: {
                 "shape": list(site.shape),
                 "operators": list(site.operators),
+                "kernel": "integer" if site.is_integer(activations) else "float",
                 "bytes": {
-                    bits: target.weight(prepared.keys[site.name], site.shape, bits).file_bytes()
+                    bits: target.weight(
+                        prepared.keys[site.name], site.shape, bits, site.is_integer(activations)
+                    ).file_bytes()
                     for bits in target.weight_widths
                 },
             }
@@ -55,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         },
         "activations": {site.name: list(site.readers) for site in prepared.sites.activations},
         "left_float": prepared.sites.left_float,
+        "speed": list(target.speed),
     }
     write_json(arguments.json, found)
     _print(found)
@@ -71,18 +77,21 @@ def _print(found: dict[str, Any]) -> None:
         console.line(f"loss on '{tensor}': {loss}")
     console.table(
         f"{len(found['weights'])} weights that can be quantized",
-        ["weight", "read by", "shape", "bytes at 8 bits", "4 bits", "2 bits"],
+        ["weight", "read by", "kernel", "shape", "bytes at 8 bits", "4 bits", "2 bits"],
         [
             [
                 name,
                 ", ".join(site["operators"]),
+                site["kernel"],
                 "x".join(map(str, site["shape"])),
                 *(console.count(site["bytes"][bits]) for bits in (8, 4, 2)),
             ]
             for name, site in found["weights"].items()
         ],
-        text_columns=3,
+        text_columns=4,
     )
+    for note in found["speed"]:
+        console.note(note)
     console.table(
         f"{len(found['activations'])} activations that can be quantized",
         ["tensor", "read by"],

@@ -13,7 +13,9 @@ from amq_onnx.measurement import SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
 from amq_onnx.pipeline import check_widths
+from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.sensitivity import Sensitivity, read_json_file
+from amq_onnx.targets import TARGETS
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -24,8 +26,8 @@ def widths(text: str) -> tuple[int, ...]:
         if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
             raise argparse.ArgumentTypeError(f"'{text}' is no list of widths: write 2-8 or 2,4,8")
         found.update(range(int(first), int(last or first) + 1))
-    if not found or min(found) < 1 or max(found) > 8:
-        raise argparse.ArgumentTypeError(f"'{text}' has widths outside 1 to 8")
+    if not found or min(found) < 1 or max(found) > MAX_BITS:
+        raise argparse.ArgumentTypeError(f"'{text}' has widths outside 1 to {MAX_BITS}")
     return tuple(sorted(found))
 
 
@@ -35,7 +37,7 @@ def activation_widths(text: str) -> tuple[int, ...] | None:
         return None
     found = widths(text)
     if found[0] < 2:
-        raise argparse.ArgumentTypeError(f"'{text}': activations have 2 to 8 bits, or are float")
+        raise argparse.ArgumentTypeError(f"'{text}': activations have 2 bits or more, or are float")
     return found
 
 
@@ -72,6 +74,17 @@ def add_graph(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX",
         help="leave sites whose name matches float (may be repeated)",
     )
+    add_target(parser)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """What the file is for, and its operator set."""
+    parser.add_argument(
+        "--target",
+        choices=list(TARGETS),
+        default="onnxruntime",
+        help="onnxruntime: every width at its exact size, at int8 speed; standard: ONNX's own INT2, INT4, INT8, INT16",
+    )
     parser.add_argument("--opset", type=int, metavar="N", help="convert the model to this operator set first")
 
 
@@ -87,9 +100,6 @@ def add_widths(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--activation-average", type=float, metavar="B", help="bound on the mean width of activation elements"
-    )
-    parser.add_argument(
-        "--target", choices=["onnxruntime"], default="onnxruntime", help="the runtime that the file is for"
     )
 
 
@@ -199,7 +209,7 @@ def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: b
 
 def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequence[int] | None]:
     """Widths of weights and activations, where a budget decides between them."""
-    check_widths(arguments.activation_bits, arguments.activation_average)
+    check_widths(arguments.bits, arguments.activation_bits, arguments.activation_average, arguments.target)
     return arguments.bits, arguments.activation_bits
 
 

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             activation_bits=activation_bits,
             activation_average=arguments.activation_average,
             exclude=arguments.exclude,
+            target=arguments.target,
             opset=arguments.opset,
             keep_metadata=arguments.keep_metadata,
             sensitivity=table,

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)
-    prepared = prepare(model, opset=arguments.opset, exclude=tuple(arguments.exclude))
+    prepared = prepare(model, opset=arguments.opset, exclude=tuple(arguments.exclude), target=arguments.target)
     with console.progress() as progress:
         table = measure_sensitivity(prepared, data, arguments.bits, arguments.activation_bits, measurement, progress)
     if arguments.output is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BITS = 8
+MAX_BITS = 16
 
 RangeMethod = Literal["curvature", "mse", "minmax", "percentile"]
 """How ranges are found; for weights `curvature` is `mse`."""

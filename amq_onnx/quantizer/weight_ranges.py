@@ -93,7 +93,7 @@ def _scales(
     best, best_error = full, _squared_error(rows, full, low, high)
     if method not in ("mse", "curvature"):
         return best, best_error
-    if rows.shape[1] <= _EXACT_ELEMENTS:
+    if rows.shape[1] <= _EXACT_ELEMENTS and bits <= 8:
         candidate = np.where(magnitude > 1e-30, _best_scale(rows, low, high), full).astype(np.float32)
         error = _squared_error(rows, candidate, low, high)
         better = error < best_error
@@ -101,7 +101,7 @@ def _scales(
     # The best clipping of bell-shaped weights leaves about 1.5 sigma at 1-2 bits and 4-5 sigma at 8 bits, so
     # low widths need a wide search and high widths only the neighbourhood of the full range.
     smallest = {1: 0.05, 2: 0.1, 3: 0.15, 4: 0.25, 5: 0.35}.get(bits, 0.5)
-    for factor in np.geomspace(_LARGEST_FACTOR, smallest, _CANDIDATES[bits]):
+    for factor in np.geomspace(_LARGEST_FACTOR, smallest, _CANDIDATES.get(bits, 80)):
         candidate = full * np.float32(factor)
         error = _squared_error(rows, candidate, low, high)
         better = error < best_error

@@ -25,17 +25,16 @@ DequantizeLinear narrows it, since native 4-bit activations fall off the integer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amq_onnx.quantizer.encoding import Encoding, code_range
+from amq_onnx.quantizer.encoding import code_range
 from amq_onnx.recipe import Codes, ConstantSpec, NodeSpec, Recipe
+from amq_onnx.targets.target import Target
 
-MINIMUM_OPSET = 13
-WIDTHS = range(1, 9)
 _PIECES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 
 
@@ -71,25 +70,29 @@ class _Layout:
         return sum(self.pieces[:piece])
 
 
-class OnnxRuntimeTarget:
-    """Recipes and byte counts of the `onnxruntime` target.
+class OnnxRuntimeTarget(Target):
+    """The `onnxruntime` target.
 
-    stem: a short prefix that no name in the model starts with; every name made here starts with it.
+    Zero points are left out where onnxruntime can do without: of Conv weights below 8 bits, and of what is
+    dequantized at load. Gemm and MatMul fuse only with one, and 8-bit weights overflow the 16-bit sums of x86 CPUs
+    without VNNI, for which the session option against that (session.x64quantprecision) needs weights with a zero
+    point of their own (onnxruntime 1.16 and 1.31).
     """
 
     name = "onnxruntime"
-    minimum_opset = MINIMUM_OPSET
-    weight_widths: Sequence[int] = WIDTHS
-    activation_widths: Sequence[int] = range(2, 9)
+    weight_widths = range(1, 9)
+    activation_widths = range(2, 9)
+    dequantizes_at_load = True
+    speed = (
+        "where the kernel says integer, weights of every width run at the speed of int8; elsewhere they are "
+        "dequantized once, at load, and run at the speed of the float model",
+    )
 
-    def __init__(self, stem: str) -> None:
-        self.stem = stem
-
-    def weight(self, key: str, shape: tuple[int, ...], bits: int) -> Recipe:
-        """The recipe of a weight of `shape` at `bits` bits; `key` tells its names from other sites'."""
+    def weight(self, key: str, shape: tuple[int, ...], bits: int, integer: bool = True) -> Recipe:
+        """See Target."""
         if bits == 8:
             plain = ConstantSpec(f"{self.stem}{key}", np.int8, shape, lambda codes: codes.astype(np.int8))
-            return Recipe(plain.name, (plain,))
+            return Recipe(plain.name, (plain,), zero_points="kept" if integer else "left out")
         layout = _Layout(bits)
         name = f"{self.stem}{key}"
         count = int(np.prod(shape, dtype=np.int64))
@@ -128,10 +131,11 @@ class OnnxRuntimeTarget:
         shape_key = _shape_key(shape)
         shared.append(shape_key)
         nodes.append(NodeSpec("Reshape", (codes, f"{self.stem}{shape_key}"), name))
-        return Recipe(name, tuple(constants), tuple(nodes), tuple(dict.fromkeys(shared)))
+        zero_points: Literal["left out", "left out for Conv"] = "left out for Conv" if integer else "left out"
+        return Recipe(name, tuple(constants), tuple(nodes), tuple(dict.fromkeys(shared)), zero_points)
 
     def shared(self, key: str) -> Recipe:
-        """The recipe of a constant or table that several sites use, by the keys that Recipe.shared names.
+        """See Target.
 
         t4: table of 4-bit codes; s4x8: bytes spread to fields of 4 bits at bit 8; d64x3: the shape [64, 3];
         c15: the uint8 number 15; i16: the int32 number 16; flat, start, column: shapes and axes.
@@ -152,49 +156,6 @@ class OnnxRuntimeTarget:
             case "s":
                 return self._spread_table(name, width=numbers[0], shift=numbers[1])
         raise KeyError(key)
-
-    def activation_constants(self, encoding: Encoding) -> tuple[str, ...]:
-        """Keys of the shared uint8 constants that bound an activation's codes: none at 8 bits."""
-        if encoding.bits == 8:
-            return ()
-        low, high = encoding.code_range
-        return f"c{low}", f"c{high}"
-
-    def activation_bytes(self, key: str, encoding: Encoding) -> int:
-        """Bytes that depend on an activation's encoding: its zero point, and the Clip below 8 bits."""
-        size = 0
-        if encoding.zero_point:
-            zero = _constant(f"{self.stem}{key}z", np.array(encoding.zero_point, np.uint8))
-            # QuantizeLinear and DequantizeLinear name it in place of the shared zero, "c0".
-            size += Recipe("", (zero,)).file_bytes() + 2 * (len(f"{key}z") - len("c0"))
-        if encoding.bits < 8:
-            bounds = tuple(f"{self.stem}{bound}" for bound in self.activation_constants(encoding))
-            clip = NodeSpec("Clip", (f"{self.stem}{key}q", *bounds), f"{self.stem}{key}c")
-            size += Recipe("", (), (clip,)).file_bytes()
-        return size
-
-    def weight_bytes(self, key: str, shape: tuple[int, ...], channels: int, bits: int, conv: bool) -> int:
-        """Bytes that depend on a weight's width: how its codes are stored, and its zero points.
-
-        channels: how many scales it has. conv: only Conv nodes on integer kernels read it, which need zero points at
-        8 bits only; other integer kernels always need them, and weights that are dequantized at load never.
-        """
-        size = self.weight(key, shape, bits).file_bytes()
-        if conv and bits == 8:
-            zeros = _constant(f"{self.stem}{key}z", np.zeros(channels, np.int8))
-            size += Recipe("", (zeros,)).file_bytes() + 2 + len(zeros.name)
-        return size
-
-    def closure(self, keys: Iterable[str]) -> frozenset[str]:
-        """`keys` of shared recipes and all that those need in turn."""
-        found: set[str] = set()
-        waiting = list(keys)
-        while waiting:
-            key = waiting.pop()
-            if key not in found:
-                found.add(key)
-                waiting.extend(self.shared(key).shared)
-        return frozenset(found)
 
     def _code_table(self, name: str, layout: _Layout) -> Recipe:
         """int8 [2^index_bits, codes_per_index]: row i holds the codes whose fields make up index i."""
