@@ -58,3 +58,16 @@ class ExpectedInputs:
         # All channels of a group see the same input.
         step = weight.shape[layer.axis] // (layer.groups if layer.operator == "Conv" else 1)
         return gradient.movedim(layer.axis, 0)[::step]
+
+
+def centred(gradient: Tensor, bias_gradient: Tensor, expected: Tensor, axis: int) -> Tensor:
+    """The gradient in a layer's weight W as if its input had no mean, given those in W and in the layer's bias.
+
+    The layer's output is W (x - E x) + (b + W E x). With the second term held, which is what correcting the bias does,
+    the gradient in W is sum g (x - E x)' = (sum g x') - (sum g) (E x)', over samples and positions, g the gradient in
+    the output. expected: E x as `ExpectedInputs` has it. Returns the shape of `gradient`.
+    """
+    channels = gradient.shape[axis]
+    mean = expected.repeat_interleave(channels // len(expected), 0)
+    shift = mean * bias_gradient.reshape(channels, *[1] * (mean.ndim - 1))
+    return gradient - shift.movedim(0, axis)

@@ -148,6 +148,8 @@ def _ranges_and_traces(
         heads,
         losses,
         method=options.method,
+        layers=prepared.layers,
+        expected_inputs=seen.expected_inputs,
         relative_error=options.relative_error,
         max_probes=options.max_probes,
         batch_size=seen.curvature_batch_size(),

@@ -18,8 +18,10 @@ from amq_onnx.curvature.losses import Loss, SigmoidLoss, SoftmaxLoss, SquaredLos
 from amq_onnx.curvature.statistics import UnitMeans
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.expected_inputs import centred
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.heads import Head
+from amq_onnx.model.layers import Layer
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
@@ -86,6 +88,8 @@ def measure_traces(
     losses: Sequence[Loss],
     *,
     method: Method = "gauss-newton",
+    layers: Sequence[Layer] = (),
+    expected_inputs: Mapping[str, NDArray[np.float32]] | None = None,
     relative_error: float = 0.05,
     max_probes: int = 64,
     batch_size: int = 16,
@@ -95,13 +99,17 @@ def measure_traces(
     """Traces of all sites, by sweeps over the data until every site's standard error is small enough.
 
     weights: channel axis by name. activations: by name, the encodings whose perturbation is wanted.
+    layers, expected_inputs: where biases make up for the mean error of rounded weights, the curvature of what is left
+    is that of centred inputs (gauss-newton only, see `centred`): with inputs whose mean is far above their deviation
+    the difference is of orders of magnitude.
     `gauss-newton` needs no labels; `hessian` needs `labels` in the data and Hutchinson products per site.
     Stops when each standard error is `relative_error` of its trace or less, or after `max_probes` per sample.
     The probes follow from `seed` alone. Memory is that of one batch of `batch_size` samples.
 
     Raises DataError where labels are missing or don't fit.
     """
-    sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, seed)
+    centring = _Centring(executor, weights, layers, expected_inputs or {}) if method == "gauss-newton" else None
+    sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, centring, seed)
     probes = 0
     converged = False
     while probes < max_probes and not converged:
@@ -183,6 +191,45 @@ class _Forward:
             return self.executor.run(given, [name])[name].detach().requires_grad_()
 
 
+class _Centring:
+    """Takes the mean of each layer's input out of the gradient in its weight, where that can be known.
+
+    biases: leaves, by name, whose gradients it needs.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        weights: Mapping[str, int | None],
+        layers: Sequence[Layer],
+        expected: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        self.layers = {
+            layer.weight: layer
+            for layer in layers
+            if layer.bias is not None
+            and layer.weight in weights
+            and layer.output in expected
+            and (layer.operator != "ConvTranspose" or layer.groups == 1)
+        }
+        self.expected = {
+            name: torch.from_numpy(expected[layer.output]).to(executor.device) for name, layer in self.layers.items()
+        }
+        self.biases = {
+            layer.bias: executor.initializers[layer.bias].detach().requires_grad_()
+            for layer in self.layers.values()
+            if layer.bias is not None
+        }
+
+    def centre(self, weights: Sequence[str], gradients: list[Tensor]) -> None:
+        """Centre the gradients in `weights`, which come first, by those in `biases`, which come last; in place."""
+        biases = dict(zip(self.biases, gradients[len(gradients) - len(self.biases) :], strict=True))
+        for index, name in enumerate(weights):
+            layer = self.layers.get(name)
+            if layer is not None and layer.bias is not None:
+                gradients[index] = centred(gradients[index], biases[layer.bias], self.expected[name], layer.axis)
+
+
 class _Sweep:
     """Adds batches to the running means of all sites."""
 
@@ -194,6 +241,7 @@ class _Sweep:
         heads: Sequence[Head],
         losses: Sequence[Loss],
         method: Method,
+        centring: _Centring | None,
         seed: int,
     ) -> None:
         self.executor = executor
@@ -202,6 +250,7 @@ class _Sweep:
         self.heads = heads
         self.losses = losses
         self.method = method
+        self.centring = centring
         self.seed = seed
         self.forward = _Forward(executor, heads, list(activations))
         self.leaves = {name: executor.initializers[name].detach().requires_grad_() for name in weights}
@@ -218,7 +267,8 @@ class _Sweep:
         self._first = True
 
     def add_batch(self, unit: int, batch: Batch, samples: int, probe: int, draws: int) -> None:
-        found = self.forward(tensors(batch, self.executor), self.leaves)
+        biases = {} if self.centring is None else self.centring.biases
+        found = self.forward(tensors(batch, self.executor), {**self.leaves, **biases})
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
         if self._first:
@@ -283,8 +333,11 @@ class _Sweep:
         self, scores: list[Tensor], sites: list[Tensor], batch: Batch, generator: torch.Generator
     ) -> Iterator[Tensor]:
         if self.method == "gauss-newton":
-            gradients = probe_gradients(scores, self.losses, sites, generator)
-            return (gradient.square() for gradient in gradients)
+            assert self.centring is not None
+            biases = list(self.centring.biases.values())
+            gradients = probe_gradients(scores, self.losses, [*sites, *biases], generator)
+            self.centring.centre(list(self.leaves), gradients)
+            return (gradient.square() for gradient in gradients[: len(sites)])
         if LABELS not in batch or LABELS in self.executor.inputs:
             raise DataError("the Hessian needs `labels` in the data: add them, or use --sensitivity gauss-newton")
         target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.executor.device)

@@ -13,6 +13,7 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.inputs import input_specs
+from amq_onnx.model.layers import biased_layers
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.traces import losses_for, measure_traces
@@ -256,3 +257,28 @@ def test_activations_behind_integer_inputs_have_traces():
             {name: trace.trace for name, trace in two.items()}, rel=1e-5
         )
     assert found[0].activations["h"].trace > 0
+
+
+def test_traces_are_those_of_centred_inputs_where_biases_are_corrected():
+    """As of a network whose inputs have their mean taken off and put into the bias instead."""
+    constants = {"w": f(4, 3), "b": f(4), "v": f(5, 4)}
+    nodes = [node("Gemm", "x w b", "h", transB=1), node("Tanh", "h", "t"), node("Gemm", "t v", "y", transB=1)]
+    proto = model(nodes, {"x": ["n", 3]}, {"y": None}, constants)
+    x = f(6, 3) + np.float32(5)
+    mean = x.mean(0, keepdims=True)
+    moved = constants | {"b": constants["b"] + (constants["w"] @ mean[0])}
+    plain = model(nodes, {"x": ["n", 3]}, {"y": None}, moved)
+    head, options = Head("y", "softmax", -1, "y", ""), {"max_probes": 16, "relative_error": 1e-9, "batch_size": 3}
+
+    def measured(network, values, **more):
+        data = Dataset(lambda: [{"x": values}], input_specs(network), "the data")
+        found = measure_traces(
+            Executor(network), data, {"w": 0, "v": 0}, {}, [head], [SoftmaxLoss(-1)], **options, **more
+        )
+        return {name: trace.trace for name, trace in found.weights.items()}
+
+    layers = biased_layers(proto, {"w", "v"})
+    assert [layer.bias for layer in layers] == ["b", None]
+    ours = measured(proto, x, layers=layers, expected_inputs={"h": mean, "y": np.zeros((1, 4), np.float32)})
+    assert ours == pytest.approx(measured(plain, x - mean), rel=1e-4)
+    assert measured(proto, x)["w"] > 5 * ours["w"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 
 import onnx
 from onnx import helper
@@ -17,7 +18,8 @@ class Layer:
     """A node that multiplies `data` with the constant `weight`.
 
     output: the tensor that it makes, by which the layer is known. axis: the weight's output channels' dimension.
-    groups: of a Conv or ConvTranspose, else 1.
+    groups: of a Conv or ConvTranspose, else 1. bias: the constant of one number a channel that is added to the output,
+    None where there is none or something else reads it or the weight too.
     """
 
     output: str
@@ -26,6 +28,7 @@ class Layer:
     weight: str
     axis: int
     groups: int = 1
+    bias: str | None = None
 
 
 def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
@@ -46,8 +49,9 @@ def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
             continue
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         output, rank = node.output[0], len(constants[node.input[1]].dims)
+        bias = node.input[2] if len(node.input) > 2 else ""
         if node.op_type in _WITH_BIAS:
-            if len(node.input) > 2 and node.input[2] and node.input[2] not in constants:
+            if bias and bias not in constants:
                 continue
             if node.op_type == "Gemm":
                 if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
@@ -57,10 +61,14 @@ def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
                 axis = 0 if node.op_type == "Conv" else 1
         elif node.op_type == "MatMul" and rank == 2 and output not in outputs and _added(readers[output], constants):
             axis = 1
+            bias = next(name for name in readers[output][0].input if name in constants)
         else:
             continue
         groups = int(attributes.get("group", 1))
-        found.append(Layer(output, node.op_type, node.input[0], node.input[1], axis, groups))
+        channels = constants[node.input[1]].dims[axis] * (groups if node.op_type == "ConvTranspose" else 1)
+        own = bias in constants and prod(constants[bias].dims) == channels
+        own = own and len(readers[bias]) == len(readers[node.input[1]]) == 1
+        found.append(Layer(output, node.op_type, node.input[0], node.input[1], axis, groups, bias if own else None))
     return found
 
 
