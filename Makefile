@@ -39,6 +39,19 @@ bench-resnet50: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
 	$(BIN)/python benchmarks/resnet50.py
 
+bench-models: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+	$(BIN)/python benchmarks/models.py
+
+bench-curvature: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python benchmarks/curvature.py
+
+bench-peers: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python benchmarks/peers.py
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,demo]'

@@ -25,7 +25,8 @@ from amq_onnx.model.layers import Layer
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
-Method = Literal["gauss-newton", "hessian"]
+Method = Literal["gauss-newton", "diagonal", "hessian"]
+"""`gauss-newton` and `hessian`: traces of that matrix. `diagonal`: the Gauss-Newton diagonal of weights as well."""
 # Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
 _PROBES_PER_PASS = 2
 # A trace this much below the largest contribution needs no small relative error: it can't change a plan.
@@ -39,7 +40,8 @@ class Trace:
     trace: of the Hessian of the mean loss (weights), or the mean over samples of each sample's own (activations).
     error: its standard error, over the random probes. elements: the block's dimension.
     perturbation: for activations, by bits, E_n[ trace_n / elements * ||Q(a_n) - a_n||^2 ] and its standard error.
-    channels: for weights, the trace of each index of the channel axis (of all together without one).
+    channels: for weights, the trace of each index of the channel axis (of all together without one). diagonal: for
+    weights, where it was asked for, each weight's own entry, in the shape of the weight.
     """
 
     trace: float
@@ -47,6 +49,7 @@ class Trace:
     elements: int
     perturbation: dict[int, tuple[float, float]] = field(default_factory=dict)
     channels: NDArray[np.float64] | None = None
+    diagonal: NDArray[np.float32] | None = None
 
     @property
     def mean(self) -> float:
@@ -108,7 +111,7 @@ def measure_traces(
 
     Raises DataError where labels are missing or don't fit.
     """
-    centring = _Centring(executor, weights, layers, expected_inputs or {}) if method == "gauss-newton" else None
+    centring = _Centring(executor, weights, layers, expected_inputs or {}) if method != "hessian" else None
     sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, centring, seed)
     probes = 0
     converged = False
@@ -257,6 +260,7 @@ class _Sweep:
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, Tensor] = {}
         self.channel_draws = 0
+        self.diagonals: dict[str, Tensor] = {}
         self.activation_means = {name: UnitMeans() for name in activations}
         self.elements: dict[str, int] = {}
         self.errors: dict[str, dict[int, list[float]]] = {
@@ -307,12 +311,15 @@ class _Sweep:
         weights = {}
         sweeps_per_channel = max(1, probes)
         for name, means in self.weight_means.items():
-            channels = self.channel_sums[name].double().cpu().numpy() / sweeps_per_channel / self._total
+            per_draw = 1 / sweeps_per_channel / self._total
+            channels = self.channel_sums[name].double().cpu().numpy() * per_draw
+            diagonal = self.diagonals.get(name)
             weights[name] = Trace(
                 means.total() / self._total,
                 means.standard_error() / self._total,
                 self.leaves[name].numel(),
                 channels=channels,
+                diagonal=None if diagonal is None else diagonal.cpu().numpy() * np.float32(per_draw),
             )
         activations = {}
         for name, means in self.activation_means.items():
@@ -332,7 +339,7 @@ class _Sweep:
     def _products(
         self, scores: list[Tensor], sites: list[Tensor], batch: Batch, generator: torch.Generator
     ) -> Iterator[Tensor]:
-        if self.method == "gauss-newton":
+        if self.method != "hessian":
             assert self.centring is not None
             biases = list(self.centring.biases.values())
             gradients = probe_gradients(scores, self.losses, [*sites, *biases], generator)
@@ -351,6 +358,8 @@ class _Sweep:
         per_channel = product.double().flatten()[None] if axis is None else product.double().movedim(axis, 0).flatten(1)
         per_channel = per_channel.sum(1)
         self.weight_means[name].add(unit, float(per_channel.sum()))
+        if self.method == "diagonal":
+            self.diagonals[name] = self.diagonals[name] + product if name in self.diagonals else product
         held = self.channel_sums.get(name)
         self.channel_sums[name] = per_channel if held is None else held + per_channel
 

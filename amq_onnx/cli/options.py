@@ -108,9 +108,10 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     default = SensitivityOptions()
     parser.add_argument(
         "--sensitivity",
-        choices=["gauss-newton", "hessian"],
+        choices=["gauss-newton", "diagonal", "hessian"],
         default=default.method,
-        help="curvature (default: %(default)s)",
+        help="gauss-newton: AMQ's mean trace, label-free (default); diagonal: every weight's own curvature, for layers "
+        "whose inputs differ much in size; hessian: mean trace with labels",
     )
     parser.add_argument(
         "--loss",

@@ -130,12 +130,15 @@ class Sqnr(Metric):
 
 
 class UserMetric(Metric):
-    """`script.py:function(outputs, labels) -> float`, called once with the outputs of all samples."""
+    """`script.py:function(outputs, labels) -> float`, called once with the outputs of all samples.
+
+    outputs: by name, one array, or a list of them where batches differ in more than their first dimension.
+    """
 
     def __init__(self, where: str) -> None:
         script, _, function = where.rpartition(":")
         self.name = where
-        self._function: Callable[[Outputs, NDArray[Any] | None], Any] = load_function(script, function)
+        self._function: Callable[[Mapping[str, Any], NDArray[Any] | None], Any] = load_function(script, function)
         self._outputs: list[Outputs] = []
         self._labels: list[NDArray[Any]] = []
 
@@ -148,10 +151,7 @@ class UserMetric(Metric):
     def score(self) -> float:
         """See Metric. Raises DataError if the function fails or returns no number."""
         try:
-            joined = {
-                name: np.concatenate([np.atleast_1d(batch[name]) for batch in self._outputs])
-                for name in self._outputs[0]
-            }
+            joined = {name: _joined([batch[name] for batch in self._outputs]) for name in self._outputs[0]}
             labels = np.concatenate(self._labels) if self._labels else None
             return float(self._function(joined, labels))
         except Exception as error:
@@ -172,6 +172,11 @@ def metric_named(name: str) -> Callable[[], Metric]:
     if ".py:" in name:
         return lambda: UserMetric(name)
     raise UsageError(f"--metric '{name}' is unknown: use {', '.join(METRICS)} or script.py:function")
+
+
+def _joined(batches: list[NDArray[Any]]) -> NDArray[Any] | list[NDArray[Any]]:
+    arrays = [np.atleast_1d(batch) for batch in batches]
+    return np.concatenate(arrays) if len({array.shape[1:] for array in arrays}) == 1 else arrays
 
 
 def _scores(outputs: Outputs, metric: str) -> NDArray[Any]:
