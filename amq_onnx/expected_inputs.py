@@ -7,7 +7,7 @@ correction: Nagel et al. 2019, "Data-free quantization through weight equalizati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -58,6 +58,45 @@ class ExpectedInputs:
         # All channels of a group see the same input.
         step = weight.shape[layer.axis] // (layer.groups if layer.operator == "Conv" else 1)
         return gradient.movedim(layer.axis, 0)[::step]
+
+
+class Centring:
+    """Takes the mean of each layer's input out of the gradient in its weight, where that can be known.
+
+    biases: leaves, by name, whose gradients it needs.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        weights: Mapping[str, int | None],
+        layers: Sequence[Layer],
+        expected: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        self.layers = {
+            layer.weight: layer
+            for layer in layers
+            if layer.bias is not None
+            and layer.weight in weights
+            and layer.output in expected
+            and (layer.operator != "ConvTranspose" or layer.groups == 1)
+        }
+        self.expected = {
+            name: torch.from_numpy(expected[layer.output]).to(executor.device) for name, layer in self.layers.items()
+        }
+        self.biases = {
+            layer.bias: executor.initializers[layer.bias].detach().requires_grad_()
+            for layer in self.layers.values()
+            if layer.bias is not None
+        }
+
+    def centre(self, weights: Sequence[str], gradients: list[Tensor]) -> None:
+        """Centre the gradients in `weights`, which come first, by those in `biases`, which come last; in place."""
+        biases = dict(zip(self.biases, gradients[len(gradients) - len(self.biases) :], strict=True))
+        for index, name in enumerate(weights):
+            layer = self.layers.get(name)
+            if layer is not None and layer.bias is not None:
+                gradients[index] = centred(gradients[index], biases[layer.bias], self.expected[name], layer.axis)
 
 
 def centred(gradient: Tensor, bias_gradient: Tensor, expected: Tensor, axis: int) -> Tensor:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from amq_onnx.calibration import Calibration, Progress, calibrate
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head, find_heads
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
-from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import RangeMethod
 from amq_onnx.quantizer.weight_ranges import weight_encodings
 from amq_onnx.rewriting import Prepared
@@ -28,7 +25,7 @@ _RANGE_SAMPLES = 128
 class SensitivityOptions:
     """How sensitivity is measured.
 
-    method: `gauss-newton` or `diagonal` (label-free), or `hessian` (labels). relative_error: asked of every trace.
+    method: `gauss-newton` (label-free) or `hessian` (labels). relative_error: asked of every trace.
     samples: how many of the calibration samples curvature is measured on; ranges always see all. correct_biases:
     measure what biases need to make up for the mean error of rounded weights.
     """
@@ -77,12 +74,7 @@ def measure_sensitivity(
         found = weight_encodings(prepared.weight(site.name), site.axis, weight_bits, options.ranges)
         trace = traces.weights[site.name]
         errors = {bits: found.squared_error(bits) for bits in sorted(found.errors)}
-        values, perturbation = prepared.weight(site.name), {}
-        if trace.diagonal is not None:
-            for bits, encoding in found.encodings.items():
-                error = np.square(round_trip(values, encoding) - values, dtype=np.float64)
-                perturbation[bits] = float((error * trace.diagonal).sum())
-        weights[site.name] = WeightRow(site.shape, trace.trace, trace.error, errors, perturbation)
+        weights[site.name] = WeightRow(site.shape, trace.trace, trace.error, errors)
         if progress is not None:
             progress("scales of weights", number + 1, len(sites.weights))
     rows = {}

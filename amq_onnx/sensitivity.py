@@ -27,15 +27,13 @@ VERSION = 1
 class WeightRow:
     """A weight: its mean-loss Hessian trace and, by bits, ||Q(W) - W||^2.
 
-    trace and trace_error (its standard error) are of the whole block, not per element. perturbation: by bits, with the
-    method `diagonal`, sum_i H_ii (Q(w_i) - w_i)^2, which then stands for their product.
+    trace and trace_error (its standard error) are of the whole block, not per element.
     """
 
     shape: tuple[int, ...]
     trace: float
     trace_error: float
     squared_error: dict[int, float]
-    perturbation: dict[int, float] = field(default_factory=dict)
 
     @property
     def elements(self) -> int:
@@ -46,12 +44,7 @@ class WeightRow:
         return count
 
     def omega(self, bits: int) -> float:
-        """mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2, equation of Omega); with |trace|, see `negative_traces`.
-
-        HAWQ-V2 takes the diagonal of H and the error as independent. `perturbation`, where it was measured, doesn't.
-        """
-        if bits in self.perturbation:
-            return self.perturbation[bits]
+        """mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2, equation of Omega); with |trace|, see `negative_traces`."""
         return abs(self.trace) / self.elements * self.squared_error[bits]
 
     def widths(self) -> list[int]:
@@ -132,7 +125,6 @@ class Sensitivity:
                     float(row["trace"]),
                     float(row["trace_error"]),
                     {int(bits): float(error) for bits, error in row["squared_error"].items()},
-                    {int(bits): float(value) for bits, value in row.get("perturbation", {}).items()},
                 )
                 for name, row in body.pop("weights").items()
             }
@@ -160,10 +152,9 @@ class Sensitivity:
         if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):
             raise ValueError("'loss' and 'left_float' are not objects")
         for name, row in self.weights.items():
-            numbers = [*row.squared_error.values(), *row.perturbation.values()]
-            _require_numbers(name, row, numbers)
-            if min(numbers, default=0) < 0:
-                raise ValueError(f"'{name}' has a squared error or a perturbation below 0")
+            _require_numbers(name, row, row.squared_error.values())
+            if min(row.squared_error.values(), default=0) < 0:
+                raise ValueError(f"'{name}' has a squared error below 0")
         for name, active in self.activations.items():
             ends = [end for pair in active.ranges.values() for end in pair]
             _require_numbers(name, active, [*active.perturbation.values(), *ends])

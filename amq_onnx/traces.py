@@ -18,15 +18,14 @@ from amq_onnx.curvature.losses import Loss, SigmoidLoss, SoftmaxLoss, SquaredLos
 from amq_onnx.curvature.statistics import UnitMeans
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.expected_inputs import centred
+from amq_onnx.expected_inputs import Centring
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.layers import Layer
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
-Method = Literal["gauss-newton", "diagonal", "hessian"]
-"""`gauss-newton` and `hessian`: traces of that matrix. `diagonal`: the Gauss-Newton diagonal of weights as well."""
+Method = Literal["gauss-newton", "hessian"]
 # Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
 _PROBES_PER_PASS = 2
 # A trace this much below the largest contribution needs no small relative error: it can't change a plan.
@@ -40,8 +39,7 @@ class Trace:
     trace: of the Hessian of the mean loss (weights), or the mean over samples of each sample's own (activations).
     error: its standard error, over the random probes. elements: the block's dimension.
     perturbation: for activations, by bits, E_n[ trace_n / elements * ||Q(a_n) - a_n||^2 ] and its standard error.
-    channels: for weights, the trace of each index of the channel axis (of all together without one). diagonal: for
-    weights, where it was asked for, each weight's own entry, in the shape of the weight.
+    channels: for weights, the trace of each index of the channel axis (of all together without one).
     """
 
     trace: float
@@ -49,7 +47,6 @@ class Trace:
     elements: int
     perturbation: dict[int, tuple[float, float]] = field(default_factory=dict)
     channels: NDArray[np.float64] | None = None
-    diagonal: NDArray[np.float32] | None = None
 
     @property
     def mean(self) -> float:
@@ -111,7 +108,7 @@ def measure_traces(
 
     Raises DataError where labels are missing or don't fit.
     """
-    centring = _Centring(executor, weights, layers, expected_inputs or {}) if method != "hessian" else None
+    centring = Centring(executor, weights, layers, expected_inputs or {}) if method != "hessian" else None
     sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, centring, seed)
     probes = 0
     converged = False
@@ -194,45 +191,6 @@ class _Forward:
             return self.executor.run(given, [name])[name].detach().requires_grad_()
 
 
-class _Centring:
-    """Takes the mean of each layer's input out of the gradient in its weight, where that can be known.
-
-    biases: leaves, by name, whose gradients it needs.
-    """
-
-    def __init__(
-        self,
-        executor: Executor,
-        weights: Mapping[str, int | None],
-        layers: Sequence[Layer],
-        expected: Mapping[str, NDArray[np.float32]],
-    ) -> None:
-        self.layers = {
-            layer.weight: layer
-            for layer in layers
-            if layer.bias is not None
-            and layer.weight in weights
-            and layer.output in expected
-            and (layer.operator != "ConvTranspose" or layer.groups == 1)
-        }
-        self.expected = {
-            name: torch.from_numpy(expected[layer.output]).to(executor.device) for name, layer in self.layers.items()
-        }
-        self.biases = {
-            layer.bias: executor.initializers[layer.bias].detach().requires_grad_()
-            for layer in self.layers.values()
-            if layer.bias is not None
-        }
-
-    def centre(self, weights: Sequence[str], gradients: list[Tensor]) -> None:
-        """Centre the gradients in `weights`, which come first, by those in `biases`, which come last; in place."""
-        biases = dict(zip(self.biases, gradients[len(gradients) - len(self.biases) :], strict=True))
-        for index, name in enumerate(weights):
-            layer = self.layers.get(name)
-            if layer is not None and layer.bias is not None:
-                gradients[index] = centred(gradients[index], biases[layer.bias], self.expected[name], layer.axis)
-
-
 class _Sweep:
     """Adds batches to the running means of all sites."""
 
@@ -244,7 +202,7 @@ class _Sweep:
         heads: Sequence[Head],
         losses: Sequence[Loss],
         method: Method,
-        centring: _Centring | None,
+        centring: Centring | None,
         seed: int,
     ) -> None:
         self.executor = executor
@@ -260,7 +218,6 @@ class _Sweep:
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, Tensor] = {}
         self.channel_draws = 0
-        self.diagonals: dict[str, Tensor] = {}
         self.activation_means = {name: UnitMeans() for name in activations}
         self.elements: dict[str, int] = {}
         self.errors: dict[str, dict[int, list[float]]] = {
@@ -311,15 +268,12 @@ class _Sweep:
         weights = {}
         sweeps_per_channel = max(1, probes)
         for name, means in self.weight_means.items():
-            per_draw = 1 / sweeps_per_channel / self._total
-            channels = self.channel_sums[name].double().cpu().numpy() * per_draw
-            diagonal = self.diagonals.get(name)
+            channels = self.channel_sums[name].double().cpu().numpy() / sweeps_per_channel / self._total
             weights[name] = Trace(
                 means.total() / self._total,
                 means.standard_error() / self._total,
                 self.leaves[name].numel(),
                 channels=channels,
-                diagonal=None if diagonal is None else diagonal.cpu().numpy() * np.float32(per_draw),
             )
         activations = {}
         for name, means in self.activation_means.items():
@@ -358,8 +312,6 @@ class _Sweep:
         per_channel = product.double().flatten()[None] if axis is None else product.double().movedim(axis, 0).flatten(1)
         per_channel = per_channel.sum(1)
         self.weight_means[name].add(unit, float(per_channel.sum()))
-        if self.method == "diagonal":
-            self.diagonals[name] = self.diagonals[name] + product if name in self.diagonals else product
         held = self.channel_sums.get(name)
         self.channel_sums[name] = per_channel if held is None else held + per_channel
 

@@ -282,23 +282,3 @@ def test_traces_are_those_of_centred_inputs_where_biases_are_corrected():
     ours = measured(proto, x, layers=layers, expected_inputs={"h": mean, "y": np.zeros((1, 4), np.float32)})
     assert ours == pytest.approx(measured(plain, x - mean), rel=1e-4)
     assert measured(proto, x)["w"] > 5 * ours["w"]
-
-
-def test_the_diagonal_of_a_linear_layer_is_the_mean_square_of_its_inputs():
-    """H of 1/2 ||W x + b - t||^2 in W is I (x) x x', and with a corrected bias that of x - E x."""
-    proto = model([node("Gemm", "x w b", "y", transB=1)], {"x": ["n", 3]}, {"y": None}, {"w": f(4, 3), "b": f(4)})
-    x = f(6, 3) + np.float32([0, 1, 5])
-    data = Dataset(lambda: [{"x": x}], input_specs(proto), "the data")
-
-    def measured(**more):
-        traces = measure_traces(
-            Executor(proto), data, {"w": 0}, {}, [Head("y", "squared", -1, "y", "")], [SquaredLoss(1.0)],
-            method="diagonal", batch_size=1, max_probes=2, **more,
-        )  # fmt: skip
-        return traces.weights["w"]
-
-    plain = measured()
-    np.testing.assert_allclose(plain.diagonal, np.broadcast_to(np.square(x).mean(0), (4, 3)), rtol=1e-4)
-    assert plain.diagonal.sum() == pytest.approx(plain.trace, rel=1e-5)
-    centred = measured(layers=biased_layers(proto, {"w"}), expected_inputs={"y": x.mean(0, keepdims=True)})
-    np.testing.assert_allclose(centred.diagonal, np.broadcast_to(x.var(0), (4, 3)), rtol=1e-3)

@@ -10,6 +10,7 @@ from amq_onnx.compiler import compile_plan
 from amq_onnx.model.file import file_bytes, fingerprint, read_model, write_model
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import prepare
+from amq_onnx.runtime.session import silence_runtime
 from amq_onnx.sensitivity import read_json_file, require_same_model
 
 
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    silence_runtime()
     options.require_writable(arguments, "output")
     plan = Plan.from_json(read_json_file(arguments.plan), str(arguments.plan))
     prepared = prepare(read_model(arguments.model), opset=arguments.opset, target=arguments.target)

@@ -11,6 +11,7 @@ from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
 from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.rewriting import prepare
+from amq_onnx.runtime.session import silence_runtime
 
 _SHOWN = 20
 
@@ -27,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    silence_runtime()
     options.require_writable(arguments, "json")
     if arguments.points < 2:
         raise UsageError("--points must be 2 or more")

@@ -12,6 +12,7 @@ from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.model.heads import find_heads
 from amq_onnx.model.inputs import input_specs
 from amq_onnx.rewriting import oldest_runtime, opset_of, prepare
+from amq_onnx.runtime.session import silence_runtime
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    silence_runtime()
     options.require_writable(arguments, "json")
     model = read_model(arguments.model)
     lacking = unsupported_operators(model)

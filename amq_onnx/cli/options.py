@@ -108,10 +108,9 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     default = SensitivityOptions()
     parser.add_argument(
         "--sensitivity",
-        choices=["gauss-newton", "diagonal", "hessian"],
+        choices=["gauss-newton", "hessian"],
         default=default.method,
-        help="gauss-newton: AMQ's mean trace, label-free (default); diagonal: every weight's own curvature, for layers "
-        "whose inputs differ much in size; hessian: mean trace with labels",
+        help="curvature (default: %(default)s)",
     )
     parser.add_argument(
         "--loss",

@@ -11,6 +11,7 @@ from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model, write_text
 from amq_onnx.rewriting import prepare
+from amq_onnx.runtime.session import silence_runtime
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    silence_runtime()
     options.require_writable(arguments, "output")
     measurement = options.measurement(arguments)
     model = read_model(arguments.model)

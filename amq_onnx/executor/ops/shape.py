@@ -132,7 +132,7 @@ def slice_(
     cut = [slice(None)] * x.dim()
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step > 0:
-            cut[axis] = slice(start, end, step)
+            cut[axis] = slice(*slice(start, end, step).indices(x.shape[axis]))
         else:
             places = range(*slice(start, end, step).indices(x.shape[axis]))
             x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64, device=x.device))
