@@ -92,9 +92,16 @@ class Plan:
     def encodings(self, prepared: Prepared) -> dict[str, Encoding]:
         """The encoding of every site, in the graph's order.
 
-        Raises UsageError for a site that the model doesn't have.
+        Raises UsageError for a site that the model doesn't have, or a width that its target can't write.
         """
-        sites = prepared.sites
+        sites, target = prepared.sites, prepared.target
+        widths = {name: site.bits for name, site in self.activations.items()}
+        for named, written in ((self.weights, target.weight_widths), (widths, target.activation_widths)):
+            for name, bits in named.items():
+                if bits not in written:
+                    raise UsageError(
+                        f"the plan gives site '{name}' {bits} bits, which the target '{target.name}' can't write"
+                    )
         for kind, named, known in (
             ("weight", self.weights, {site.name for site in sites.weights}),
             ("activation", self.activations, {site.name for site in sites.activations}),

@@ -349,10 +349,16 @@ def test_size_too_small(refused, case, out, size):
 
 
 @pytest.mark.parametrize("option", ["--bits", "--activation-bits"])
-@pytest.mark.parametrize("bits", ["0-9", "x", "0", "9", "8-2", "4,,8", "", "-4", "4.5", "2-", "²"])
+@pytest.mark.parametrize("bits", ["0-9", "x", "0", "17", "8-2", "4,,8", "", "-4", "4.5", "2-", "²"])
 def test_bits_that_are_none(refused, case, out, option, bits):
     asked = [f"{option}={bits}", "--from-sensitivity", case.table, "--activation-average", "8"]
     refused("quantize", case.model, "-o", out, "--size", "0.5", *asked, names=[option, f"'{bits}'"])
+
+
+@pytest.mark.parametrize("option", ["--bits", "--activation-bits"])
+def test_bits_that_the_target_can_not_write(refused, case, out, option):
+    asked = [option, "9", "--from-sensitivity", case.table]
+    refused("quantize", case.model, "-o", out, "--size", "0.5", *asked, names=[option, "9 bits", "'onnxruntime'"])
 
 
 def test_activations_of_one_bit(refused, case, out):
@@ -560,12 +566,19 @@ def test_plan_of_another_version(refused, case, out, plan, version):
     refused("apply", case.model, path, "-o", out, names=[path, "version"])
 
 
-@pytest.mark.parametrize("bits", [9, 0, -1, 4.5, "4", None, True, [4]])
+@pytest.mark.parametrize("bits", [17, 0, -1, 4.5, "4", None, True, [4]])
 def test_plan_with_impossible_widths(refused, case, out, plan, bits):
     path = plan(lambda body: body["weights"].update(w2=bits))
     refused("apply", case.model, path, "-o", out, names=[path, "'w2'"])
     path = plan(lambda body: body["activations"]["r1"].update(bits=bits))
     refused("apply", case.model, path, "-o", out, names=[path, "'r1'"])
+
+
+def test_plan_with_widths_that_the_target_can_not_write(refused, case, out, plan):
+    path = plan(lambda body: body["weights"].update(w2=9))
+    refused("apply", case.model, path, "-o", out, names=["'w2'", "9 bits", "'onnxruntime'"])
+    path = plan(lambda body: body["activations"]["r1"].update(bits=16))
+    refused("apply", case.model, path, "-o", out, names=["'r1'", "16 bits", "'onnxruntime'"])
 
 
 def test_plan_with_one_bit_for_an_activation(refused, case, out, plan):

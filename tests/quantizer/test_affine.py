@@ -108,7 +108,7 @@ def test_round_trip_repeated_changes_nothing():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"bits": 0}, {"bits": 9}, {"scale": 0.0}, {"scale": -1.0}, {"scale": np.nan}, {"scale": np.inf},
+        {"bits": 0}, {"bits": 17}, {"scale": 0.0}, {"scale": -1.0}, {"scale": np.nan}, {"scale": np.inf},
         {"scale": [1.0, 2.0]}, {"axis": 0}, {"zero": 16}, {"zero": -1}, {"scale": [1.0, 0.0], "axis": 0},
     ],
     ids=str,
