@@ -100,12 +100,12 @@ def measure_sensitivity(
 
 
 def _unreached(traces: Traces) -> dict[str, str]:
-    """Weights of which nothing is known: no sample of the data runs the layers that read them.
+    """Weights of which nothing is known: a branch that no sample takes, a gate that is shut on all of them.
 
     A zero trace would make them look free, and the narrowest width would be theirs.
     """
     known = any(trace.trace for trace in traces.weights.values())
-    reason = "the calibration data never reach it: add samples that do"
+    reason = "no output depends on it on the calibration data (a branch never taken, a gate always shut)"
     return {name: reason for name, trace in traces.weights.items() if known and trace.trace == 0}
 
 

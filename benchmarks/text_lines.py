@@ -21,7 +21,7 @@ Batch = dict[str, NDArray[Any]]
 Image8 = NDArray[np.uint8]
 _FOLDER = "rapidocr_onnxruntime/models"
 _HEIGHT, _WIDTH, _LONGEST = 48, 320, 40
-_PAGE = (480, 480)
+_PAGE = (384, 384)
 _MOST_LINES = 8
 _SYLLABLES = ("ba", "cor", "den", "fil", "gra", "hum", "in", "jo", "kel", "lo", "men", "nar", "o", "pre", "qui",
               "ros", "sti", "tem", "un", "ver", "wit", "xa", "yen", "zu")  # fmt: skip

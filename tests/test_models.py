@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.measurement import SensitivityOptions
 from amq_onnx.model.data import load_function
+from amq_onnx.pipeline import quantize
 
 MODELS = Path(__file__).parent.parent / "models"
 ROW = re.compile(r"^\| `(\w+\.onnx)` \|.*\| ([\d,]+) \| (\.\d+) \|$", re.MULTILINE)
@@ -56,3 +58,20 @@ def test_top1_is_the_readmes_and_the_executor_agrees(file, digits):
     with torch.inference_mode():
         ours = Executor(model).run({"image": torch.from_numpy(digits["image"])})["logits"].numpy()
     np.testing.assert_allclose(ours, scores, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("file", NODES)
+def test_a_fifth_of_the_bytes_keeps_the_accuracy(file, tmp_path):
+    data = str(MODELS / "digits.py")
+    result = quantize(
+        MODELS / file,
+        f"{data}:calibration",
+        size=0.2,
+        output=tmp_path / file,
+        evaluation=f"{data}:test",
+        options=SensitivityOptions(relative_error=0.2, samples=64),
+    )
+    assert (tmp_path / file).stat().st_size == result.bytes <= README[file][0] // 5
+    assert result.verification.metric == "top1"
+    assert result.verification.drop <= 0.008  # four images
+    assert not result.sensitivity.left_float

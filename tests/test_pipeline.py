@@ -14,8 +14,9 @@ import amq_onnx
 from amq_onnx.compiler import Compiler, compile_plan
 from amq_onnx.errors import BudgetError, DataError, ModelError, UsageError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
-from amq_onnx.model.data import open_data, random_data
+from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import fingerprint, model_bytes, read_model
+from amq_onnx.model.inputs import input_specs
 from amq_onnx.pipeline import quantize
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.rewriting import prepare
@@ -538,3 +539,32 @@ def test_every_width_from_1_to_8(tmp_path):
     assert noises == sorted(noises, reverse=True)
     assert noises[0] > 0.1
     assert noises[-1] < 1e-3
+
+
+def branches():
+    """If(c): x a, else x b; then w."""
+
+    def branch(name, weight):
+        held = helper.make_tensor(weight, TensorProto.FLOAT, [4, 4], noise(len(weight), 4, 4).ravel().tolist())
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([node("MatMul", f"x {weight}", name)], name, [], [output], [held])
+
+    chosen = helper.make_node("If", ["c"], ["m"], then_branch=branch("t", "a"), else_branch=branch("e", "bb"))
+    nodes = [chosen, node("MatMul", "m w", "y")]
+    inputs = {"x": ["n", 4], "c": (TensorProto.BOOL, [])}
+    return build(nodes, inputs, {"y": ["n", 3]}, {"w": noise(9, 4, 3)})
+
+
+def test_a_branch_that_no_sample_takes_stays_float_with_the_reason():
+    model = branches()
+    prepared = prepare(model)
+    batches = [{"x": noise(seed, 6, 4), "c": np.array(seed == 1)} for seed in (1, 2)]
+    found = {}
+    for count in (1, 2):
+        data = Dataset(lambda count=count: batches[:count], input_specs(model), "the data")
+        found[count] = measure_sensitivity(prepared, data, (4,), (8,), FAST)
+    assert set(found[2].weights) == {"a", "bb", "w"}
+    assert set(found[1].weights) == {"a", "w"}
+    assert "a branch never taken" in found[1].left_float["bb"]
+    plan = Compiler(prepared, found[1], (4,), (8,)).best(10**6).plan
+    assert set(plan.weights) == {"a", "w"}

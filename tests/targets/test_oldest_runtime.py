@@ -10,6 +10,7 @@ import pytest
 from small_graphs import initializers, operators, outputs
 
 from .networks import STEM, QuantizedNetwork, packed_layer, with_int32_bias
+from .test_layer_kinds import KINDS, Quantized
 
 PYTHON = os.environ.get("AMQ_OLDEST_PYTHON")
 pytestmark = [
@@ -39,6 +40,30 @@ for path in sorted(glob.glob(sys.argv[1] + "/*.onnx")):
 KERNELS = {"Conv": {"QLinearConv"}, "Gemm": {"QGemm"}, "MatMul": {"QLinearMatMul", "MatMulIntegerToFloat"}}
 
 
+def run_there(folder, models):
+    """Save models with their data, and run them all in the old onnxruntime."""
+    for name, (proto, feeds) in models.items():
+        onnx.save(proto, folder / f"{name}.onnx")
+        np.savez(folder / f"{name}.npz", **feeds)
+    done = subprocess.run([PYTHON, "-c", SCRIPT, str(folder)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("1.16")
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_every_kind_of_layer_runs_the_same(bits, tmp_path):
+    """Attention apart, whose operator set it doesn't know."""
+    quantized = {kind.replace(" ", ""): Quantized(kind, bits) for kind in KINDS if kind != "Attention"}
+    run_there(tmp_path, {name: (layer.written, layer.feeds) for name, layer in quantized.items()})
+    for name, layer in quantized.items():
+        here = outputs(layer.written, layer.feeds)[0]
+        for level in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
+            there = np.load(tmp_path / f"{name}.{level}.npy")
+            np.testing.assert_allclose(there, here, rtol=0, atol=0.02 * np.abs(here).max(), err_msg=f"{name} {level}")
+        ran = operators(onnx.load(tmp_path / f"{name}.optimized"))
+        assert not {"Cast", "Mul", "Reshape"} & set(ran), (name, ran)
+
+
 @pytest.mark.parametrize("opset", [13, 18])
 def test_every_width_runs_the_same_on_integer_kernels(opset, tmp_path):
     written = {}
@@ -51,14 +76,7 @@ def test_every_width_runs_the_same_on_integer_kernels(opset, tmp_path):
     for weight_bits, activation_bits in ((8, 8), (5, 8), (3, 4), (1, 2)):
         _, packed, step = quantized.build(weight_bits, activation_bits)
         written[f"net{weight_bits}{activation_bits}"] = packed, quantized.feeds, step, {"Conv": 2, "Gemm": 1}
-    for name, (proto, feeds, _, _) in written.items():
-        onnx.save(proto, tmp_path / f"{name}.onnx")
-        np.savez(tmp_path / f"{name}.npz", **feeds)
-    done = subprocess.run(
-        [PYTHON, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("1.16")
+    run_there(tmp_path, {name: (proto, feeds) for name, (proto, feeds, _, _) in written.items()})
     wrong = {}
     for name, (proto, feeds, step, kinds) in written.items():
         (here,) = outputs(proto, feeds)
