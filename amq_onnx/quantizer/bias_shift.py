@@ -17,8 +17,12 @@ def bias_shift(
     axis: the output channels' dimension of `weight`. expected: what the weights of a channel are multiplied with on
     average: the weight's shape, the dimension `axis` in front and as long as there are different inputs (1, or the
     groups of a Conv). groups: of a ConvTranspose, whose groups follow one another along the dimension of the inputs.
+
+    Raises ValueError for expected inputs of another shape.
     """
     error = np.moveaxis((round_trip(weight, encoding) - weight).astype(np.float64), axis, 0)
+    if expected.ndim != error.ndim or expected.shape[1:] != error.shape[1:] or len(error) % max(1, len(expected)):
+        raise ValueError(f"shape {expected.shape} where {(1, *error.shape[1:])} is needed")
     weighted = error * np.repeat(expected, len(error) // len(expected), axis=0)
     if groups == 1:
         return np.asarray(weighted.reshape(len(error), -1).sum(1), np.float32)

@@ -581,6 +581,21 @@ def test_plan_with_widths_that_the_target_can_not_write(refused, case, out, plan
     refused("apply", case.model, path, "-o", out, names=["'r1'", "16 bits", "'onnxruntime'"])
 
 
+@pytest.mark.parametrize("expected", [1.0, [], [[1.0]], "x", [1.0, [2.0]], [[[[float("inf")]]]], {"a": 1}])
+def test_plan_with_expected_inputs_that_do_not_fit(refused, case, out, plan, read_json, expected):
+    layers = read_json(case.plan)["expected_inputs"]
+    assert layers
+    path = plan(lambda body: body["expected_inputs"].update({next(iter(layers)): expected}))
+    refused("apply", case.model, path, "-o", out, names="expected inputs" if is_array(expected) else [path])
+
+
+def is_array(values):
+    try:
+        return bool(np.isfinite(np.asarray(values, np.float32)).all())
+    except (TypeError, ValueError):
+        return False
+
+
 def test_plan_with_one_bit_for_an_activation(refused, case, out, plan):
     path = plan(lambda body: body["activations"]["r1"].update(bits=1))
     refused("apply", case.model, path, "-o", out, names=[path, "'r1'"])
