@@ -96,8 +96,8 @@ class Plan:
         """
         sites, target = prepared.sites, prepared.target
         widths = {name: site.bits for name, site in self.activations.items()}
-        for named, written in ((self.weights, target.weight_widths), (widths, target.activation_widths)):
-            for name, bits in named.items():
+        for chosen, written in ((self.weights, target.weight_widths), (widths, target.activation_widths)):
+            for name, bits in chosen.items():
                 if bits not in written:
                     raise UsageError(
                         f"the plan gives site '{name}' {bits} bits, which the target '{target.name}' can't write"
