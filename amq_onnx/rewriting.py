@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, biased_layers
 from amq_onnx.model.sites import Sites, find_sites
 from amq_onnx.passes.base import Pass, run
@@ -127,6 +128,7 @@ def prepare(
     exclude: regular expressions of sites to leave float. Raises ModelError for a model that is quantized already,
     has nothing to quantize or can't be converted; UsageError for an expression that matches nothing.
     """
+    model = inlined(model)
     require_float(model)
     current = opset_of(model)
     wanted = opset if opset is not None else max(current, Target.minimum_opset)
@@ -227,8 +229,6 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _least_ir_version(model: onnx.ModelProto) -> int:
     """The oldest file format that the operator sets need: older runtimes refuse newer formats unseen."""
-    if model.functions:
-        return int(model.ir_version)
     needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     return int(min(model.ir_version, max(8, needed)))
 

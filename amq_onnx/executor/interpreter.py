@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import onnx
-import onnx.inliner
 import torch
 
-from amq_onnx.errors import DataError, ModelError
+from amq_onnx.errors import DataError
 from amq_onnx.executor import registry
 from amq_onnx.executor.program import Program, Settings, opset_of
 from amq_onnx.executor.types import FLOATS, element_types, held_dtype, output_dtype
+from amq_onnx.functions import inlined
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Executor:
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the executor computes in float32 or float64, not in {dtype}")
-        model = _inlined(model)
+        model = inlined(model)
         settings = Settings(_opsets(model), element_types(model), dtype, torch.device(device))
         self.dtype, self.device = dtype, settings.device
         self._program = Program(model.graph, settings)
@@ -132,7 +132,7 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 def unsupported_operators(model: onnx.ModelProto) -> list[UnsupportedOperator]:
     """Nodes of `model`, functions inlined and subgraphs included, whose operator the executor lacks."""
-    model = _inlined(model)
+    model = inlined(model)
     opsets = _opsets(model)
     return [
         UnsupportedOperator(
@@ -153,13 +153,3 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _opsets(model: onnx.ModelProto) -> dict[str, int]:
     return {"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import}
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` without model-local functions."""
-    if not model.functions:
-        return model
-    try:
-        return onnx.inliner.inline_local_functions(model, convert_version=True)
-    except Exception as error:
-        raise ModelError(f"the functions of the model can't be inlined: {error}.") from error

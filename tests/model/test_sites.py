@@ -301,6 +301,23 @@ class TestWeights:
         assert names(sites)[0] == ["w"]
         assert "several subgraphs" in sites.left_float["same"]
 
+    def test_weights_of_a_function_are_those_of_the_nodes_it_stands_for(self):
+        held = helper.make_tensor("", TensorProto.FLOAT, [4, 4], f(16).tolist())
+        body = [
+            helper.make_node("Constant", [], ["k"], value=held),
+            helper.make_node("MatMul", ["a", "k"], ["b"]),
+            helper.make_node("MatMul", ["b", "v"], ["c"]),
+        ]
+        layer = helper.make_function("mine", "Layer", ["a", "v"], ["c"], body, [helper.make_opsetid("", 18)])
+        call = helper.make_node("Layer", ["x", "w"], ["y"], domain="mine")
+        before = model(
+            [call], {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": f(4, 4)},
+            extra_opsets=[helper.make_opsetid("mine", 1)], functions=[layer],
+        )  # fmt: skip
+        prepared = prepare(before)
+        assert [site.operators for site in prepared.sites.weights] == [("MatMul",)] * 2
+        assert_same_outputs(before, prepared.model, {"x": f(3, 4)})
+
     def test_a_model_without_layers_is_refused(self):
         with pytest.raises(ModelError, match="no layer to quantize"):
             find_sites(model([node("Relu", "x", "y")], {"x": [1]}, {"y": [1]}))
