@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH := .venv/.bench
 
 .PHONY: demo test lint operators bench-executor bench-allocation bench-figures bench-resnet50 bench-models \
 	bench-curvature bench-peers clean
@@ -22,34 +23,26 @@ lint: $(STAMP)
 operators: $(STAMP)
 	$(BIN)/python benchmarks/operators.py
 
-bench-executor: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+bench-executor: $(BENCH)
 	$(BIN)/python benchmarks/executor_speed.py
 
 bench-allocation: $(STAMP)
 	$(BIN)/python benchmarks/allocation_speed.py
 
 # The figures on real models; AMQ_DATA names the folder with the models and data (benchmarks/README.md).
-bench-figures: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+bench-figures: $(BENCH)
 	$(BIN)/python benchmarks/figures.py
 
-bench-resnet50: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+bench-resnet50: $(BENCH)
 	$(BIN)/python benchmarks/resnet50.py
 
-bench-models: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+bench-models: $(BENCH)
 	$(BIN)/python benchmarks/models.py
 
-bench-curvature: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+bench-curvature: $(BENCH)
 	$(BIN)/python benchmarks/curvature.py
 
-bench-peers: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+bench-peers: $(BENCH)
 	$(BIN)/python benchmarks/peers.py
 
 $(STAMP): pyproject.toml constraints.txt
@@ -57,5 +50,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
 	touch $(STAMP)
 
+# pytorchcv names packages that its networks don't need.
+$(BENCH): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps pytorchcv
+	touch $(BENCH)
+
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv .venv-* out build *.egg-info

@@ -24,6 +24,11 @@ class ConstantSpec:
     values: Callable[[Codes], NDArray[np.generic]]
 
 
+def fixed_constant(name: str, value: NDArray[np.generic]) -> ConstantSpec:
+    """A constant that is the same whatever the codes."""
+    return ConstantSpec(name, value.dtype, value.shape, lambda codes: value)
+
+
 @dataclass(frozen=True)
 class NodeSpec:
     """A node of the standard domain with one output and integer attributes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_graphsurgeon as gs
 
 # Operators that the quantizer behind them absorbs: their input needs no encoding of its own.
@@ -20,10 +22,18 @@ def is_integer(node: gs.Node) -> bool:
         return False
     if node.op != "Conv":
         return True
-    tensor = node.outputs[0]
-    while len(tensor.outputs) == 1 and tensor.outputs[0].op in ABSORBED:
+    readers = behind_absorbed(node.outputs[0]).outputs
+    return bool(readers) and all(reader.op == "QuantizeLinear" for reader in readers)
+
+
+def behind_absorbed(tensor: gs.Tensor, stops: Collection[int] = ()) -> gs.Tensor:
+    """The tensor that a quantizer behind a layer reads: behind a Relu or Clip that alone reads the layer's output.
+
+    stops: ids of tensors to go no further than.
+    """
+    while id(tensor) not in stops and len(tensor.outputs) == 1 and tensor.outputs[0].op in ABSORBED:
         tensor = tensor.outputs[0].outputs[0]
-    return bool(tensor.outputs) and all(reader.op == "QuantizeLinear" for reader in tensor.outputs)
+    return tensor
 
 
 def is_constant(tensor: gs.Tensor) -> bool:

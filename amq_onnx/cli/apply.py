@@ -9,8 +9,6 @@ from amq_onnx.cli import console, options
 from amq_onnx.compiler import compile_plan
 from amq_onnx.model.file import file_bytes, fingerprint, read_model, write_model
 from amq_onnx.plan import Plan
-from amq_onnx.rewriting import prepare
-from amq_onnx.runtime.session import silence_runtime
 from amq_onnx.sensitivity import read_json_file, require_same_model
 
 
@@ -25,10 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    silence_runtime()
     options.require_writable(arguments, "output")
     plan = Plan.from_json(read_json_file(arguments.plan), str(arguments.plan))
-    prepared = prepare(read_model(arguments.model), opset=arguments.opset, target=arguments.target)
+    prepared = options.prepared(arguments, read_model(arguments.model))
     require_same_model(plan.model, fingerprint(prepared.model), str(arguments.plan))
     quantized = compile_plan(prepared, plan, keep_metadata=arguments.keep_metadata)
     written = write_model(quantized, arguments.output)

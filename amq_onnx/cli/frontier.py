@@ -10,8 +10,6 @@ from amq_onnx.cli.summary import mean_bits, write_json
 from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
 from amq_onnx.model.file import file_bytes, read_model
-from amq_onnx.rewriting import prepare
-from amq_onnx.runtime.session import silence_runtime
 
 _SHOWN = 20
 
@@ -28,19 +26,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    silence_runtime()
     options.require_writable(arguments, "json")
     if arguments.points < 2:
         raise UsageError("--points must be 2 or more")
     bits, activation_bits = options.checked_widths(arguments)
     table = options.loaded_sensitivity(arguments.sensitivity)
     assert table is not None
-    prepared = prepare(
-        read_model(arguments.model),
-        opset=arguments.opset,
-        exclude=tuple(arguments.exclude),
-        target=arguments.target,
-    )
+    prepared = options.prepared(arguments, read_model(arguments.model))
     compiler = Compiler(prepared, table, bits, activation_bits, activation_average=arguments.activation_average)
     points = compiler.frontier(arguments.points)
     original = file_bytes(arguments.model)

@@ -11,8 +11,7 @@ from amq_onnx.executor.interpreter import unsupported_operators
 from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.model.heads import find_heads
 from amq_onnx.model.inputs import input_specs
-from amq_onnx.rewriting import oldest_runtime, opset_of, prepare
-from amq_onnx.runtime.session import silence_runtime
+from amq_onnx.rewriting import oldest_runtime, opset_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +23,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    silence_runtime()
     options.require_writable(arguments, "json")
     model = read_model(arguments.model)
     lacking = unsupported_operators(model)
-    prepared = prepare(model, opset=arguments.opset, exclude=tuple(arguments.exclude), target=arguments.target)
+    prepared = options.prepared(arguments, model)
     heads, left_out = find_heads(prepared.model)
     target = prepared.target
     activations = {site.name for site in prepared.sites.activations}
+    integer = {site.name: site.is_integer(activations) for site in prepared.sites.weights}
     found: dict[str, Any] = {
         "target": target.name,
         "model": str(arguments.model),
@@ -50,11 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
             site.name: {
                 "shape": list(site.shape),
                 "operators": list(site.operators),
-                "kernel": "integer" if site.is_integer(activations) else "float",
+                "kernel": "integer" if integer[site.name] else "float",
                 "bytes": {
-                    bits: target.weight(
-                        prepared.keys[site.name], site.shape, bits, site.is_integer(activations)
-                    ).file_bytes()
+                    bits: target.weight(prepared.keys[site.name], site.shape, bits, integer[site.name]).file_bytes()
                     for bits in target.weight_widths
                 },
             }

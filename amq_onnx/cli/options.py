@@ -14,6 +14,8 @@ from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
 from amq_onnx.pipeline import check_widths
 from amq_onnx.quantizer.encoding import MAX_BITS
+from amq_onnx.rewriting import Prepared, prepare
+from amq_onnx.runtime.session import silence_runtime
 from amq_onnx.sensitivity import Sensitivity, read_json_file
 from amq_onnx.targets import TARGETS
 
@@ -205,6 +207,13 @@ def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: b
     if required:
         raise UsageError("give --data with inputs of the model, or --random to go without")
     return None
+
+
+def prepared(arguments: argparse.Namespace, model: onnx.ModelProto) -> Prepared:
+    """`model` as `add_graph`, or `add_target` alone, says to prepare it; folding in onnxruntime logs nothing."""
+    silence_runtime()
+    exclude = tuple(getattr(arguments, "exclude", ()))
+    return prepare(model, opset=arguments.opset, exclude=exclude, target=arguments.target)
 
 
 def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequence[int] | None]:

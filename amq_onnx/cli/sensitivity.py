@@ -10,8 +10,6 @@ from amq_onnx.cli.summary import print_sensitivity
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model, write_text
-from amq_onnx.rewriting import prepare
-from amq_onnx.runtime.session import silence_runtime
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    silence_runtime()
     options.require_writable(arguments, "output")
     measurement = options.measurement(arguments)
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)
-    prepared = prepare(model, opset=arguments.opset, exclude=tuple(arguments.exclude), target=arguments.target)
+    prepared = options.prepared(arguments, model)
     with console.progress() as progress:
         table = measure_sensitivity(prepared, data, arguments.bits, arguments.activation_bits, measurement, progress)
     if arguments.output is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.kernels import ABSORBED
+from amq_onnx.passes.kernels import ABSORBED, behind_absorbed
 from amq_onnx.passes.place import is_carrier
 
 # Operators that compute on codes where all they read and write is quantized.
@@ -52,7 +52,7 @@ def find_activations(
                     needs[id(node)].add(name)
     for key, node in anchors.items():
         if node.op == "Conv":
-            written = _behind_absorbed(node.outputs[0], sources)
+            written = behind_absorbed(node.outputs[0], sources)
             if id(written) not in sources:
                 add(written, [reader.op for reader in written.outputs])
             needs[key].add(written.name)
@@ -88,13 +88,6 @@ def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(
         id(reached) in outputs for reached in _reached(tensor, lambda node: node.op == "Concat" or _passes_on(node))
     )
-
-
-def _behind_absorbed(tensor: gs.Tensor, sites: Collection[int]) -> gs.Tensor:
-    """The tensor that a quantizer behind a layer reads: behind a Relu or Clip that alone reads the layer's output."""
-    while id(tensor) not in sites and len(tensor.outputs) == 1 and tensor.outputs[0].op in ABSORBED:
-        tensor = tensor.outputs[0].outputs[0]
-    return tensor
 
 
 def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:

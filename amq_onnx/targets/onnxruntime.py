@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amq_onnx.quantizer.encoding import code_range
-from amq_onnx.recipe import Codes, ConstantSpec, NodeSpec, Recipe
+from amq_onnx.recipe import Codes, ConstantSpec, NodeSpec, Recipe, fixed_constant
 from amq_onnx.targets.target import Target
 
 _PIECES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
@@ -125,7 +125,7 @@ class OnnxRuntimeTarget(Target):
                 NodeSpec("Reshape", (codes, f"{self.stem}flat"), f"{name}u"),
                 NodeSpec("Slice", (f"{name}u", f"{self.stem}start", f"{name}n"), f"{name}v"),
             ]
-            constants.append(_constant(f"{name}n", np.array([count], np.int64)))
+            constants.append(fixed_constant(f"{name}n", np.array([count], np.int64)))
             shared += ["flat", "start"]
             codes = f"{name}v"
         shape_key = _shape_key(shape)
@@ -142,15 +142,15 @@ class OnnxRuntimeTarget(Target):
         """
         name = f"{self.stem}{key}"
         if key in _SHAPES:
-            return Recipe(name, (_constant(name, np.array(_SHAPES[key], np.int64)),))
+            return Recipe(name, (fixed_constant(name, np.array(_SHAPES[key], np.int64)),))
         kind, numbers = key[0], [int(number) for number in key[1:].split("x")]
         match kind:
             case "d":
-                return Recipe(name, (_constant(name, np.array(numbers, np.int64)),))
+                return Recipe(name, (fixed_constant(name, np.array(numbers, np.int64)),))
             case "c":
-                return Recipe(name, (_constant(name, np.array(numbers[0], np.uint8)),))
+                return Recipe(name, (fixed_constant(name, np.array(numbers[0], np.uint8)),))
             case "i":
-                return Recipe(name, (_constant(name, np.array(numbers[0], np.int32)),))
+                return Recipe(name, (fixed_constant(name, np.array(numbers[0], np.int32)),))
             case "t":
                 return self._code_table(name, _Layout(numbers[0]))
             case "s":
@@ -206,7 +206,7 @@ class _Builder:
 
     def field(self, rows: str, divisors: list[int], modulus: int) -> str:
         """(rows div divisors) mod modulus, int32 [rows, divisors]."""
-        constant = _constant(f"{self.name}{chr(ord('A') + len(self.constants))}", np.array([divisors], np.int32))
+        constant = fixed_constant(f"{self.name}{chr(ord('A') + len(self.constants))}", np.array([divisors], np.int32))
         self.constants.append(constant)
         return self.node("Mod", self.node("Div", rows, constant.name), self.number(modulus))
 
@@ -240,10 +240,6 @@ class _PieceValues:
 
 
 _SHAPES = {"flat": [-1], "start": [0], "column": [1]}
-
-
-def _constant(name: str, value: NDArray[np.generic]) -> ConstantSpec:
-    return ConstantSpec(name, value.dtype, value.shape, lambda codes: value)
 
 
 def _spread_key(layout: _Layout, piece: int) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from amq_onnx.quantizer.encoding import Encoding
-from amq_onnx.recipe import ConstantSpec, NodeSpec, Recipe
+from amq_onnx.recipe import NodeSpec, Recipe, fixed_constant
 
 
 class Target(ABC):
@@ -59,7 +59,7 @@ class Target(ABC):
         """Bytes that depend on an activation's encoding: its zero point, and the Clip below 8 bits."""
         size = 0
         if encoding.zero_point:
-            zero = _constant(f"{self.stem}{key}z", np.array(encoding.zero_point, np.uint8))
+            zero = fixed_constant(f"{self.stem}{key}z", np.array(encoding.zero_point, np.uint8))
             # QuantizeLinear and DequantizeLinear name it in place of the shared zero, "c0".
             size += Recipe("", (zero,)).file_bytes() + 2 * (len(f"{key}z") - len("c0"))
         if encoding.bits < 8:
@@ -78,7 +78,7 @@ class Target(ABC):
         recipe = self.weight(key, shape, bits, integer)
         size = recipe.file_bytes()
         if recipe.zero_points == "kept" or (recipe.zero_points == "left out for Conv" and not conv):
-            zeros = _constant(f"{self.stem}{key}z", np.zeros(channels, np.int8))
+            zeros = fixed_constant(f"{self.stem}{key}z", np.zeros(channels, np.int8))
             size += Recipe("", (zeros,)).file_bytes() + 2 + len(zeros.name)
         return size
 
@@ -92,7 +92,3 @@ class Target(ABC):
                 found.add(key)
                 waiting.extend(self.shared(key).shared)
         return frozenset(found)
-
-
-def _constant(name: str, value: np.ndarray) -> ConstantSpec:
-    return ConstantSpec(name, value.dtype, value.shape, lambda codes: value)

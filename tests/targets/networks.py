@@ -65,8 +65,8 @@ def packed_layer(kind, shape, bits, opset=18):
     return simulated, run(simulated, [Pack({"w": recipe}, target.shared)]), recipe, feeds
 
 
-def network(opset=18):
-    """Conv-Relu-Conv-Add-Relu-Pool-Gemm-Neg: what a residual network is made of."""
+def network(opset=18, also=(), outputs=("y",), **more):
+    """Conv-Relu-Conv-Add-Relu-Pool-Gemm-Neg: what a residual network is made of; also: nodes, more: their constants."""
     nodes = [
         node("Conv", "x w1 b1", "c1", pads=[1, 1, 1, 1]),
         node("Relu", "c1", "r1"),
@@ -77,14 +77,16 @@ def network(opset=18):
         node("Flatten", "p", "l"),
         node("Gemm", "l w3 b3", "g", transB=1),
         node("Neg", "g", "y"),
+        *also,
     ]
     scale = np.float32(0.3)
     constants = {
         "w1": f(6, 3, 3, 3) * scale, "b1": f(6) * scale,
         "w2": f(6, 6, 3, 3) * scale, "b2": f(6) * scale,
-        "w3": f(5, 6), "b3": f(5) * scale,
+        "w3": f(5, 6), "b3": f(5) * scale, **more,
     }  # fmt: skip
-    return model(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, constants, opset), {"x": f(3, 3, 6, 6)}
+    proto = model(nodes, {"x": ["n", 3, 6, 6]}, dict.fromkeys(outputs), constants, opset)
+    return proto, {"x": f(3, 3, 6, 6)}
 
 
 class QuantizedNetwork:

@@ -93,23 +93,24 @@ def last_convolution():
     return model(nodes, {"x": ["n", 3, 5, 5]}, {"y": None}, {"w": f(4, 3, 3, 3), "b": f(4)}), {"x": f(2, 3, 5, 5)}
 
 
+QUANTIZED = ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"]
 # By kind: graph, data, and the operators that onnxruntime runs at its extended level.
 KINDS = {
     "Conv, 1-D": (
         lambda: convolution((2, 3, 9), (5, 3, 3)),
-        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+        QUANTIZED,
     ),
     "Conv, 3-D": (
         lambda: convolution((2, 3, 4, 4, 4), (5, 3, 2, 2, 2)),
-        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+        QUANTIZED,
     ),
     "Conv, grouped": (
         lambda: convolution((2, 4, 6, 6), (6, 2, 3, 3), group=2),
-        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+        QUANTIZED,
     ),
     "Conv, depthwise": (
         lambda: convolution((2, 4, 6, 6), (4, 1, 3, 3), group=4),
-        ["QuantizeLinear", "QLinearConv", "DequantizeLinear", "Exp"],
+        QUANTIZED,
     ),
     "Conv, the last": (last_convolution, ["Conv"]),
     "ConvTranspose": (transposed_convolution, ["ConvTranspose", "Sigmoid"]),

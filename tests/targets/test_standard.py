@@ -16,6 +16,7 @@ from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.weight_ranges import weight_encodings
 from amq_onnx.rewriting import lower, opset_of, prepare, simulate
 
+from . import networks
 from .networks import ranges
 
 FAST = SensitivityOptions(relative_error=1.0, max_probes=2, samples=8)
@@ -24,23 +25,8 @@ LEVELS = ("ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 
 
 def network():
-    """Convolution, join, pooling and Gemm on quantized activations; the last convolution computes in float."""
-    nodes = [
-        node("Conv", "x w1 b1", "c1", pads=[1, 1, 1, 1]),
-        node("Relu", "c1", "r1"),
-        node("Conv", "r1 w2 b2", "c2", pads=[1, 1, 1, 1]),
-        node("Add", "c2 r1", "s"),
-        node("Relu", "s", "t"),
-        node("GlobalAveragePool", "t", "p"),
-        node("Flatten", "p", "l"),
-        node("Gemm", "l w3 b3", "y", transB=1),
-        node("Conv", "t w4", "z"),
-    ]
-    constants = {
-        "w1": f(6, 3, 3, 3), "b1": f(6), "w2": f(6, 6, 3, 3), "b2": f(6), "w3": f(5, 6), "b3": f(5),
-        "w4": f(2, 6, 1, 1),
-    }  # fmt: skip
-    return model(nodes, {"x": ["n", 3, 6, 6]}, {"y": None, "z": None}, constants), {"x": f(3, 3, 6, 6)}
+    """The residual network, with a convolution that computes in float, since it makes an output."""
+    return networks.network(also=[node("Conv", "t w4", "z")], outputs=("y", "z"), w4=f(2, 6, 1, 1))
 
 
 def written(bits, activation_bits):
