@@ -13,7 +13,7 @@ from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
 from amq_onnx.model.file import fingerprint, model_bytes
 from amq_onnx.plan import Plan, corrections
-from amq_onnx.rewriting import Prepared, lower, simulate
+from amq_onnx.rewriting import Prepared, lower, trainable
 from amq_onnx.sensitivity import Sensitivity, require_same_model
 
 # Rounds after which a correction of the bytes that plans share, or of a few bytes of the file, has settled.
@@ -165,8 +165,8 @@ class Compiler:
 
 
 def compile_plan(prepared: Prepared, plan: Plan, *, keep_metadata: bool = False) -> onnx.ModelProto:
-    """The file's model for `plan`: simulated graph, then the target's packed form."""
+    """The file's model for `plan`: quantized graph, then the target's packed form."""
     encodings = plan.encodings(prepared)
     prepared = prepared.for_encodings(encodings)
-    simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
-    return lower(prepared, simulated, encodings, keep_metadata=keep_metadata)
+    quantized = trainable(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
+    return lower(prepared, quantized, encodings, keep_metadata=keep_metadata)

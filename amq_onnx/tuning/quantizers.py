@@ -1,0 +1,72 @@
+"""What can be trained in a simulated graph: codes and scales of weights, scales of activations, biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+_BOUNDS = ("Clip", "Max", "Min")
+
+
+@dataclass(frozen=True, eq=False)
+class Quantizer:
+    """QuantizeLinear of one tensor, with what bounds its codes and what dequantizes them.
+
+    tensor: the float tensor, a weight or an activation. codes: the tensor of its codes, behind the bounds. scale: the
+    initializer with its scale or scales; axis: along which they run, None for one scale. low, high: smallest and largest
+    code, less the zero point; for codes bounded channel by channel, arrays that broadcast against the tensor.
+    """
+
+    tensor: str
+    codes: str
+    scale: str
+    axis: int | None
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
+def find_quantizers(model: onnx.ModelProto) -> tuple[dict[str, Quantizer], dict[str, Quantizer]]:
+    """Quantizers of the weights and of the activations of a simulated graph, by the tensor that each reads."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    weights: dict[str, Quantizer] = {}
+    activations: dict[str, Quantizer] = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            found = _quantizer(node, constants, readers)
+            (weights if found.tensor in constants else activations)[found.tensor] = found
+    return weights, activations
+
+
+def _quantizer(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], readers: Mapping[str, list[onnx.NodeProto]]
+) -> Quantizer:
+    zero_point = numpy_helper.to_array(constants[node.input[2]])
+    kind = np.iinfo(zero_point.dtype)
+    low, high = np.asarray(float(kind.min), np.float32), np.asarray(float(kind.max), np.float32)
+    codes = node.output[0]
+    while (bound := _bound(codes, readers)) is not None:
+        limits = [numpy_helper.to_array(constants[name]).astype(np.float32) for name in bound.input[1:]]
+        if bound.op_type != "Min":
+            low = np.maximum(low, limits[0])
+        if bound.op_type != "Max":
+            high = np.minimum(high, limits[-1])
+        codes = bound.output[0]
+    scale = constants[node.input[1]]
+    axis = next((int(entry.i) for entry in node.attribute if entry.name == "axis"), 1) if scale.dims else None
+    zero = zero_point.reshape(-1)[0].astype(np.float32)
+    return Quantizer(node.input[0], codes, scale.name, axis, low - zero, high - zero)
+
+
+def _bound(codes: str, readers: Mapping[str, list[onnx.NodeProto]]) -> onnx.NodeProto | None:
+    """The node that alone reads `codes` and only bounds them."""
+    found = readers.get(codes, [])
+    return found[0] if len(found) == 1 and found[0].op_type in _BOUNDS and found[0].input[0] == codes else None
