@@ -28,6 +28,13 @@ class Loss(Protocol):
         """Loss of each sample, shape [samples]. Raises DataError for a target that doesn't fit."""
         ...
 
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """What `scores` lose against `reference`, of the same shape, where those are the truth: [samples], 0 or more.
+
+        Its Hessian in `scores` at `reference` is H.
+        """
+        ...
+
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """L v: `scores` and `vector` have the same shape, and so has the result."""
         ...
@@ -59,6 +66,12 @@ class SoftmaxLoss:
             )
         chosen = torch.log_softmax(scores, self.axis).gather(self.axis, target.long().unsqueeze(self.axis))
         return -chosen.reshape(len(scores), -1).mean(1)
+
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: KL(softmax(reference) || softmax(scores)), the mean over positions."""
+        expected = torch.log_softmax(reference, self.axis)
+        each = expected.exp() * (expected - torch.log_softmax(scores, self.axis))
+        return each.sum(self.axis).reshape(len(scores), -1).mean(1)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
@@ -97,6 +110,12 @@ class SigmoidLoss:
         each = torch.nn.functional.softplus(scores) - scores * target.reshape(scores.shape).to(scores.dtype)
         return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: KL of the two Bernoulli variables of each score, summed over a sample's last dimension."""
+        softplus = torch.nn.functional.softplus
+        each = torch.sigmoid(reference) * (reference - scores) + softplus(scores) - softplus(reference)
+        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
         probability = torch.sigmoid(scores)
@@ -123,6 +142,10 @@ class SquaredLoss:
             raise DataError(f"labels have shape {list(target.shape)}, but the model's output {list(scores.shape)}")
         difference = scores - target.reshape(scores.shape).to(scores.dtype)
         return 0.5 * self.scale * difference.reshape(len(scores), -1).square().sum(1)
+
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss."""
+        return self.value(scores, reference)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import Tensor
 
 _BOUNDS = ("Clip", "Max", "Min")
 
@@ -63,10 +64,21 @@ def _quantizer(
     scale = constants[node.input[1]]
     axis = next((int(entry.i) for entry in node.attribute if entry.name == "axis"), 1) if scale.dims else None
     zero = zero_point.reshape(-1)[0].astype(np.float32)
-    return Quantizer(node.input[0], codes, scale.name, axis, low - zero, high - zero)
+    return Quantizer(
+        node.input[0], codes, scale.name, axis, np.asarray(low - zero, np.float32), np.asarray(high - zero, np.float32)
+    )
 
 
 def _bound(codes: str, readers: Mapping[str, list[onnx.NodeProto]]) -> onnx.NodeProto | None:
     """The node that alone reads `codes` and only bounds them."""
     found = readers.get(codes, [])
     return found[0] if len(found) == 1 and found[0].op_type in _BOUNDS and found[0].input[0] == codes else None
+
+
+def along(axis: int | None, scale: Tensor, values: Tensor) -> Tensor:
+    """A scale, or the scales along `axis`, shaped to broadcast against `values`."""
+    if axis is None:
+        return scale.reshape(())
+    sizes = [1] * values.ndim
+    sizes[axis] = -1
+    return scale.reshape(sizes)
