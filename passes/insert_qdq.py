@@ -74,7 +74,7 @@ class InsertQDQ(Pass):
         nodes = [quantize]
         if encoding.widths is not None:
             for operator, part, bound in zip(
-                ("Max", "Min"), ("l", "h"), encoding.code_bounds(len(tensor.shape)), strict=True
+                ("Max", "Min"), ("lo", "hi"), encoding.code_bounds(len(tensor.shape)), strict=True
             ):
                 bounded = gs.Variable(f"{name}{part}c", code_type)
                 end = gs.Constant(f"{name}{part}", bound.astype(code_type))
