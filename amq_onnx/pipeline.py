@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from amq_onnx.calibration import Progress
-from amq_onnx.compiler import Compiler
-from amq_onnx.errors import UsageError
+from amq_onnx.compiler import Candidate, Compiler
+from amq_onnx.errors import GateError, UsageError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import oldest_runtime, prepare
+from amq_onnx.runtime.verification import Comparison, Evaluator, Verification, check_gate, fall, require_gate
 from amq_onnx.sensitivity import Sensitivity
+from amq_onnx.size_search import Trial, smallest_within
 from amq_onnx.sizes import parse_size
 from amq_onnx.targets import TARGETS
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What `quantize` made. verification is None where no evaluation data were given or nothing was written."""
+    """What `quantize` made.
+
+    budget: bytes that `size` allows, None where `max_drop` alone decided. trials: the files that were evaluated for it,
+    in turn. verification: None where there were no data to verify on.
+    """
 
     model: onnx.ModelProto
     plan: Plan
     sensitivity: Sensitivity
     bytes: int
     float_bytes: int
-    budget: int
+    budget: int | None
     predicted_bytes: int
     perturbation: float
     shares: dict[str, float] = field(default_factory=dict)
     oldest_runtime: str = ""
-    verification: Any = None
+    verification: Verification | None = None
+    trials: tuple[Trial, ...] = ()
 
 
 def quantize(
     model: str | Path,
     data: str | Dataset | CalibrationDataReader | None = None,
     *,
-    size: str | float,
+    size: str | float | None = None,
+    max_drop: float | None = None,
     output: str | Path | None = None,
     bits: Sequence[int] = tuple(range(2, 9)),
     activation_bits: Sequence[int] | None = (8,),
@@ -61,11 +70,13 @@ def quantize(
     provider: str = "cpu",
     progress: Progress | None = None,
 ) -> Result:
-    """Quantize the model in the file `model` to at most `size` and verify it.
+    """Quantize the model in the file `model` to at most `size`, or as far as `max_drop` allows, and verify it.
 
     data: calibration inputs: what `amq_onnx.model.data.open_data` opens, a Dataset, or an onnxruntime
         CalibrationDataReader. Not needed with `sensitivity`.
     size: "0.2" or "20%" of the input file, "4MB", "300KB"; a float is a fraction.
+    max_drop: how far the metric may fall. Without `size` the smallest file within it is searched for, by evaluating
+        files of several sizes; with it, a file that falls further is an error once it is written.
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
     target: what the file is for, "onnxruntime" or "standard".
@@ -73,9 +84,12 @@ def quantize(
     sensitivity: a table computed before. options: how to measure it otherwise.
     evaluation: data to verify on, by default the calibration data.
 
-    Raises the errors of amq_onnx.errors: BudgetError (no plan fits), ModelError, DataError, UsageError,
-    ProviderError.
+    Raises the errors of amq_onnx.errors: BudgetError (no plan fits), GateError (no file within `max_drop`), ModelError,
+    DataError, UsageError, ProviderError.
     """
+    if size is None and max_drop is None:
+        raise UsageError("give --size (4MB, 0.2), or --max-drop for the smallest file that falls no further")
+    check_gate(metric, max_drop)
     path = Path(model)
     written = Path(output) if output is not None else None
     if written is not None:
@@ -85,7 +99,8 @@ def quantize(
     check_widths(bits, activation_bits, activation_average, target)
     proto = read_model(path)
     original = file_bytes(path)
-    budget = parse_size(size).bytes(original)
+    budget = None if size is None else parse_size(size).bytes(original)
+    judged: dict[str, Any] = {"metric": metric, "provider": provider, "progress": progress}
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     calibration = dataset(data, proto)
     if sensitivity is None:
@@ -100,10 +115,21 @@ def quantize(
         activation_average=activation_average,
         keep_metadata=keep_metadata,
     )
-    best = compiler.best(budget)
-    quantized = best.model
+    against = dataset(evaluation, proto) if evaluation is not None else calibration
+    if max_drop is not None and against is None:
+        raise UsageError("--max-drop needs --data or --eval to verify on")
+    trials: tuple[Trial, ...] = ()
+    verification: Verification | None = None
+    if budget is not None:
+        best = compiler.best(budget)
+        if against is not None:
+            verification = _verified(Evaluator(path, against, **judged), best.model)
+    else:
+        assert against is not None and max_drop is not None
+        evaluator = Evaluator(path, against, **judged)
+        best, verification, trials = _smallest(compiler.best, compiler.least_bytes, original, evaluator, max_drop)
     result = Result(
-        model=quantized,
+        model=best.model,
         plan=best.plan,
         sensitivity=sensitivity,
         bytes=best.bytes,
@@ -112,30 +138,53 @@ def quantize(
         predicted_bytes=best.predicted_bytes,
         perturbation=best.allocation.loss,
         shares=compiler.shares(best.allocation),
-        oldest_runtime=oldest_runtime(quantized),
+        oldest_runtime=oldest_runtime(best.model),
+        verification=verification,
+        trials=trials,
     )
-    against = dataset(evaluation, proto) if evaluation is not None else calibration
-    if against is not None:
-        result = replace(result, verification=_verified(path, quantized, against, metric, provider, progress))
     if written is not None:
-        write_model(quantized, written)
+        write_model(best.model, written)
+    if verification is not None:
+        require_gate(verification, max_drop)
     return result
 
 
-def _verified(
-    path: Path,
-    quantized: onnx.ModelProto,
-    data: Dataset,
-    metric: str | None,
-    provider: str,
-    progress: Progress | None,
-) -> Any:
-    from amq_onnx.runtime.verification import verify
+def _smallest(
+    build: Callable[[int], Candidate], least: int, most: int, evaluator: Evaluator, max_drop: float
+) -> tuple[Candidate, Verification, tuple[Trial, ...]]:
+    """The smallest file, of `least` to `most` bytes, whose drop is within `max_drop`, and all that were evaluated.
 
+    Raises GateError, with the figures of the best one, where there is none.
+    """
+    comparisons: dict[int, Comparison] = {}
+
+    def drop_of(candidate: Candidate) -> float:
+        with _file_of(candidate.model) as path:
+            comparisons[candidate.bytes] = evaluator.compare(path)
+        return comparisons[candidate.bytes].drop
+
+    found = smallest_within(build, drop_of, max_drop, least, most)
+    if found.smallest is None:
+        raise GateError(
+            f"no file is within --max-drop {max_drop:g}: with the best of {len(found.trials)} that were evaluated, of "
+            f"{found.best.bytes:,} bytes, {fall(comparisons[found.best.bytes])}; nothing was written"
+        )
+    best = found.smallest
+    return best, _verified(evaluator, best.model, comparisons[best.bytes]), found.trials
+
+
+def _verified(evaluator: Evaluator, model: onnx.ModelProto, comparison: Comparison | None = None) -> Verification:
+    with _file_of(model) as path:
+        return evaluator.timed(comparison or evaluator.compare(path), path)
+
+
+@contextmanager
+def _file_of(model: onnx.ModelProto) -> Iterator[Path]:
+    """`model` written as it will be, for as long as it's looked at."""
     with tempfile.TemporaryDirectory(prefix="amq-") as folder:
-        written = Path(folder) / "quantized.onnx"
-        write_model(quantized, written)
-        return verify(path, written, data, metric=metric, provider=provider, progress=progress)
+        path = Path(folder) / "quantized.onnx"
+        write_model(model, path)
+        yield path
 
 
 def check_widths(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
 from amq_onnx.measurement import SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
@@ -16,6 +17,7 @@ from amq_onnx.pipeline import check_widths
 from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.rewriting import Prepared, prepare
 from amq_onnx.runtime.session import silence_runtime
+from amq_onnx.runtime.verification import Verification, doubt, require_gate
 from amq_onnx.sensitivity import Sensitivity, read_json_file
 from amq_onnx.targets import TARGETS
 
@@ -225,6 +227,14 @@ def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequen
 def loaded_sensitivity(path: Path | None) -> Sensitivity | None:
     """The table in `path`, if one is named."""
     return None if path is None else Sensitivity.from_json(read_json_file(path), str(path))
+
+
+def judge(verification: Verification, max_drop: float | None) -> None:
+    """Raise GateError beyond `max_drop`; a note where the samples are too few to be sure of what is within."""
+    require_gate(verification, max_drop)
+    remark = doubt(verification, max_drop)
+    if remark is not None:
+        console.note(remark)
 
 
 def require_writable(arguments: argparse.Namespace, *options: str) -> None:
