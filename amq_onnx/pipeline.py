@@ -6,11 +6,13 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
@@ -25,6 +27,9 @@ from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.size_search import Trial, smallest_within
 from amq_onnx.sizes import parse_size
 from amq_onnx.targets import TARGETS
+from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.rounding import Tuned
+from amq_onnx.tuning.tuner import TuneMethod, Tuner, TuningOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,8 @@ class Result:
     """What `quantize` made.
 
     budget: bytes that `size` allows, None where `max_drop` alone decided. trials: the files that were evaluated for it,
-    in turn. verification: None where there were no data to verify on.
+    in turn. verification: None where there were no data to verify on. tuned: what was learned once the widths were
+    chosen, None for nothing.
     """
 
     model: onnx.ModelProto
@@ -47,6 +53,7 @@ class Result:
     oldest_runtime: str = ""
     verification: Verification | None = None
     trials: tuple[Trial, ...] = ()
+    tuned: Tuned | None = None
 
 
 def quantize(
@@ -65,6 +72,9 @@ def quantize(
     keep_metadata: bool = False,
     sensitivity: Sensitivity | None = None,
     options: SensitivityOptions | None = None,
+    tune: TuneMethod | TuningOptions | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     evaluation: str | Dataset | None = None,
     metric: str | None = None,
     provider: str = "cpu",
@@ -82,6 +92,8 @@ def quantize(
     target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.
+    tune: what is learned once the widths are chosen; by default rounding, where there are calibration data.
+    checkpoint: a folder that keeps what tuning has reached; resume: take it up from there.
     evaluation: data to verify on, by default the calibration data.
 
     Raises the errors of amq_onnx.errors: BudgetError (no plan fits), GateError (no file within `max_drop`), ModelError,
@@ -115,19 +127,20 @@ def quantize(
         activation_average=activation_average,
         keep_metadata=keep_metadata,
     )
+    build = _Builder(compiler, _tuner(tune, calibration, sensitivity, Checkpoint(checkpoint, resume), progress))
     against = dataset(evaluation, proto) if evaluation is not None else calibration
     if max_drop is not None and against is None:
         raise UsageError("--max-drop needs --data or --eval to verify on")
     trials: tuple[Trial, ...] = ()
     verification: Verification | None = None
     if budget is not None:
-        best = compiler.best(budget)
+        best = build(budget)
         if against is not None:
             verification = _verified(Evaluator(path, against, **judged), best.model)
     else:
         assert against is not None and max_drop is not None
         evaluator = Evaluator(path, against, **judged)
-        best, verification, trials = _smallest(compiler.best, compiler.least_bytes, original, evaluator, max_drop)
+        best, verification, trials = _smallest(build, compiler.least_bytes, original, evaluator, max_drop)
     result = Result(
         model=best.model,
         plan=best.plan,
@@ -141,12 +154,54 @@ def quantize(
         oldest_runtime=oldest_runtime(best.model),
         verification=verification,
         trials=trials,
+        tuned=build.tuned.get(best.bytes),
     )
     if written is not None:
         write_model(best.model, written)
     if verification is not None:
         require_gate(verification, max_drop)
     return result
+
+
+class _Builder:
+    """Builds the best file of a budget, tuned where there is a tuner. tuned: by bytes, what was learned for a file."""
+
+    def __init__(self, compiler: Compiler, tuner: Tuner | None) -> None:
+        self.compiler = compiler
+        self.tuner = tuner
+        self.tuned: dict[int, Tuned] = {}
+
+    def __call__(self, budget: int) -> Candidate:
+        candidate = self.compiler.best(budget)
+        if self.tuner is None:
+            return candidate
+        learned: list[Tuned] = []
+
+        def tune(model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+            assert self.tuner is not None
+            learned.append(self.tuner(model, quantized, str(candidate.bytes)))
+            return learned[0].values
+
+        candidate = self.compiler.tuned(candidate, tune)
+        self.tuned[candidate.bytes] = learned[0]
+        return candidate
+
+
+def _tuner(
+    tune: TuneMethod | TuningOptions | None,
+    calibration: Dataset | None,
+    sensitivity: Sensitivity,
+    checkpoint: Checkpoint,
+    progress: Progress | None,
+) -> Tuner | None:
+    """What tunes, as `quantize` was asked to; None for nothing."""
+    options = tune if isinstance(tune, TuningOptions) else TuningOptions(tune)
+    method = options.method or ("none" if calibration is None else "rounding")
+    if method == "none":
+        return None
+    if calibration is None:
+        raise UsageError(f"--tune {method} needs calibration data: give --data")
+    return Tuner(calibration, replace(options, method=method), sensitivity.loss, checkpoint, progress)
 
 
 def _smallest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import onnx
 
@@ -20,6 +21,8 @@ from amq_onnx.runtime.session import silence_runtime
 from amq_onnx.runtime.verification import Verification, doubt, require_gate
 from amq_onnx.sensitivity import Sensitivity, read_json_file
 from amq_onnx.targets import TARGETS
+from amq_onnx.tuning.rounding import RoundingOptions
+from amq_onnx.tuning.tuner import TuneMethod, TuningOptions
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -152,6 +155,43 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--device", default="cpu", help="torch device of the measurement: cpu, cuda, cuda:1")
+
+
+def add_tuning(parser: argparse.ArgumentParser) -> None:
+    """What is learned once the widths are chosen."""
+    default = RoundingOptions()
+    parser.add_argument(
+        "--tune",
+        choices=get_args(TuneMethod),
+        help="what is learned once the widths are chosen (default: rounding where there is --data, else none)",
+    )
+    parser.add_argument(
+        "--tune-steps", type=int, default=default.steps, metavar="N", help="steps a block (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tune-samples",
+        type=int,
+        default=default.samples,
+        metavar="N",
+        help="calibration samples to learn from, at most (default: %(default)s)",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep there what tuning has reached")
+    parser.add_argument("--resume", action="store_true", help="take up the tuning that --checkpoint holds")
+
+
+def tuning(arguments: argparse.Namespace) -> TuningOptions:
+    """The options of `add_tuning`: by default nothing is learned from random inputs."""
+    if arguments.tune_steps < 1:
+        raise UsageError("--tune-steps must be 1 or more; use --tune none to learn nothing")
+    if arguments.tune_samples < 1:
+        raise UsageError("--tune-samples must be 1 or more")
+    method: TuneMethod | None = arguments.tune
+    if method is None and arguments.random is not None:
+        method = "none"
+    rounding = RoundingOptions(
+        steps=arguments.tune_steps, samples=arguments.tune_samples, seed=arguments.seed, device=arguments.device
+    )
+    return TuningOptions(method, rounding)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

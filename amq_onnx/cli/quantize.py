@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_graph(parser)
     options.add_measurement(parser)
     parser.add_argument("--from-sensitivity", type=Path, metavar="FILE", help="use a saved sensitivity table")
+    options.add_tuning(parser)
     parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
     parser.add_argument(
         "--max-drop",
@@ -74,6 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
             keep_metadata=arguments.keep_metadata,
             sensitivity=table,
             options=measurement,
+            tune=options.tuning(arguments),
+            checkpoint=arguments.checkpoint,
+            resume=arguments.resume,
             evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
             metric=arguments.metric,
             provider=arguments.provider,

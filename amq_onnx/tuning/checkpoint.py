@@ -22,14 +22,18 @@ _FORMAT = "amq-tuning"
 class Checkpoint:
     """Arrays by the name of a step, each step in a file of its own that is written whole or not at all.
 
-    folder: where; made if it isn't there, None for nowhere. resume: take up what is there; else it is overwritten.
+    folder: where (made if it isn't there), None for nowhere. resume: take up what is there; else it is overwritten.
     """
 
-    def __init__(self, folder: Path | None, resume: bool = False) -> None:
+    def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
         if resume and folder is None:
             raise UsageError("--resume needs --checkpoint with the folder to resume from")
-        self.folder = folder
+        self.folder = None if folder is None else Path(folder)
         self.resume = resume
+
+    def inside(self, name: str) -> Checkpoint:
+        """One of several checkpoints of a run."""
+        return self if self.folder is None else Checkpoint(self.folder / name, self.resume)
 
     def open(self, run: Mapping[str, Any]) -> None:
         """Begin the run that `run` describes, or take it up.

@@ -19,8 +19,8 @@ class Quantizer:
     """QuantizeLinear of one tensor, with what bounds its codes and what dequantizes them.
 
     tensor: the float tensor, a weight or an activation. codes: the tensor of its codes, behind the bounds. scale: the
-    initializer with its scale or scales; axis: along which they run, None for one scale. low, high: smallest and largest
-    code, less the zero point; for codes bounded channel by channel, arrays that broadcast against the tensor.
+    initializer with its scale or scales; axis: along which they run, None for one scale. low, high: smallest and
+    largest code, less the zero point; for codes bounded channel by channel, arrays that broadcast against the tensor.
     """
 
     tensor: str

@@ -169,9 +169,7 @@ class _Network:
         largest = max((value.numel() // data.count(batch) for value in found.values()), default=1)
         return max(1, min(self.options.samples, _BOUNDARY_ELEMENTS // max(1, largest)))
 
-    def importance(
-        self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None
-    ) -> dict[str, list[Tensor]]:
+    def importance(self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None) -> dict[str, list[Tensor]]:
         """By tensor between blocks and chunk, how much an error of each sample matters: mean 1 over all samples.
 
         The mean of a sample's squared Gauss-Newton probes at the tensor is its curvature there per element; part of the
