@@ -21,6 +21,8 @@ from amq_onnx.runtime.session import silence_runtime
 from amq_onnx.runtime.verification import Verification, doubt, require_gate
 from amq_onnx.sensitivity import Sensitivity, read_json_file
 from amq_onnx.targets import TARGETS
+from amq_onnx.tuning.finetune import FineTuneOptions
+from amq_onnx.tuning.loader import load_augmentation
 from amq_onnx.tuning.rounding import RoundingOptions
 from amq_onnx.tuning.tuner import TuneMethod, TuningOptions
 
@@ -175,23 +177,49 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="calibration samples to learn from, at most (default: %(default)s)",
     )
+    full = FineTuneOptions()
+    parser.add_argument(
+        "--tune-epochs", type=int, default=full.epochs, metavar="N", help="epochs of --tune full (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tune-batch", type=int, default=full.batch_size, metavar="N", help="samples a step of --tune full"
+    )
+    parser.add_argument(
+        "--augment",
+        metavar="FILE.py:FUNCTION",
+        help="applied to every batch of --tune full: function(batch, generator)",
+    )
+    parser.add_argument(
+        "--label-share",
+        type=float,
+        default=full.label_share,
+        metavar="S",
+        help="share of --tune full's loss that comes from `labels`; the rest comes from the float model (default: all)",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep there what tuning has reached")
     parser.add_argument("--resume", action="store_true", help="take up the tuning that --checkpoint holds")
 
 
 def tuning(arguments: argparse.Namespace) -> TuningOptions:
     """The options of `add_tuning`: by default nothing is learned from random inputs."""
-    if arguments.tune_steps < 1:
-        raise UsageError("--tune-steps must be 1 or more; use --tune none to learn nothing")
-    if arguments.tune_samples < 1:
-        raise UsageError("--tune-samples must be 1 or more")
+    for option in ("tune_steps", "tune_samples", "tune_epochs", "tune_batch"):
+        if getattr(arguments, option) < 1:
+            raise UsageError(f"--{option.replace('_', '-')} must be 1 or more; use --tune none to learn nothing")
+    if not 0 <= arguments.label_share <= 1:
+        raise UsageError("--label-share must be between 0 and 1")
     method: TuneMethod | None = arguments.tune
     if method is None and arguments.random is not None:
         method = "none"
-    rounding = RoundingOptions(
-        steps=arguments.tune_steps, samples=arguments.tune_samples, seed=arguments.seed, device=arguments.device
+    common = {"seed": arguments.seed, "device": arguments.device}
+    rounding = RoundingOptions(steps=arguments.tune_steps, samples=arguments.tune_samples, **common)
+    full = FineTuneOptions(
+        epochs=arguments.tune_epochs,
+        batch_size=arguments.tune_batch,
+        label_share=arguments.label_share,
+        augment=None if arguments.augment is None else load_augmentation(arguments.augment),
+        **common,
     )
-    return TuningOptions(method, rounding)
+    return TuningOptions(method, rounding, full)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from amq_onnx.model.file import read_model, write_text
 from amq_onnx.pipeline import quantize
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
 from amq_onnx.runtime.verification import check_gate
+from amq_onnx.tuning.processes import is_first
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
             size=arguments.size,
             # With a size the result is shown before the gate is asked.
             max_drop=arguments.max_drop if arguments.size is None else None,
-            output=None if arguments.dry_run else arguments.output,
+            output=None if arguments.dry_run or not is_first() else arguments.output,
             bits=bits,
             activation_bits=activation_bits,
             activation_average=arguments.activation_average,
@@ -83,6 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
             provider=arguments.provider,
             progress=progress,
         )
+    if not is_first():
+        return
     if arguments.save_plan is not None:
         write_text(arguments.save_plan, result.plan.to_json())
     if arguments.save_sensitivity is not None:

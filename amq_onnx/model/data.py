@@ -21,6 +21,9 @@ LABELS = "labels"
 """The array of a batch that holds labels, unless the model has an input of that name."""
 
 
+_SPLIT_READ = 256
+
+
 class CalibrationDataReader(Protocol):
     """What onnxruntime.quantization.CalibrationDataReader offers: feeds one by one, then None."""
 
@@ -111,6 +114,31 @@ class Dataset:
             elif _other_sizes(one[name], axis) != _other_sizes(other[name], axis):
                 return False
         return True
+
+    def picked(self, batch: Batch, samples: NDArray[np.intp]) -> Batch:
+        """The batch of these samples of `batch`, in this order."""
+        return {
+            name: array if axis is None else np.take(array, samples, axis)
+            for (name, axis), array in zip(self._axes(batch), batch.values(), strict=True)
+        }
+
+    def split(self, every: int, most: int) -> tuple[Dataset, Dataset]:
+        """Two parts: all but every `every`-th sample, and those, of which there are `most` at most."""
+
+        def part(held_out: bool) -> Iterator[Batch]:
+            seen = 0
+            for batch in self.batches(_SPLIT_READ):
+                numbers = seen + np.arange(self.count(batch))
+                seen += len(numbers)
+                chosen = (numbers % every == every - 1) & (numbers < every * most)
+                wanted = np.flatnonzero(chosen if held_out else ~chosen)
+                if len(wanted):
+                    yield self.picked(batch, wanted)
+
+        return (
+            Dataset(lambda: part(False), self.specs, self.origin),
+            Dataset(lambda: part(True), self.specs, self.origin),
+        )
 
     def samples(self) -> int:
         """How many samples a pass yields (reads the data once)."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.tuning.quantizers import Quantizer, along
+from amq_onnx.tuning.quantizers import Quantizer, along, shifted_scale
 from amq_onnx.tuning.soft_rounding import SoftCodes, annealed_beta
 
 # Adam's rate for the variables of the codes, which travel some 3 units, and for the logarithms of activation scales.
-_CODES_RATE = 0.1
+_CODES_RATE = 0.05
 _SCALES_RATE = 0.003
 # Share of the steps before codes are drawn to whole numbers, and how strongly they are at the end, in units of the
 # error of rounding to nearest.
@@ -100,8 +100,7 @@ def round_block(
     shifts = {site: torch.zeros((), device=executor.device, requires_grad=True) for site in activations}
 
     def scales() -> dict[str, Tensor]:
-        # No larger than at the start: a range beyond the one that was measured may be cut by what stands before it.
-        return {site.scale: constants[site.scale] * torch.exp(shift.clamp(max=0)) for site, shift in shifts.items()}
+        return {site.scale: shifted_scale(site, constants[site.scale], shift) for site, shift in shifts.items()}
 
     nearest = {weight.codes: codes.nearest for weight, codes in soft.items()}
     before = _mean_loss(executor, data, nearest)

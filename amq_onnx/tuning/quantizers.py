@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
@@ -21,6 +23,8 @@ class Quantizer:
     tensor: the float tensor, a weight or an activation. codes: the tensor of its codes, behind the bounds. scale: the
     initializer with its scale or scales; axis: along which they run, None for one scale. low, high: smallest and
     largest code, less the zero point; for codes bounded channel by channel, arrays that broadcast against the tensor.
+    limit: the largest scale with which the codes still imply the Clip that makes the tensor, so that it can be dropped
+    in front of them; infinite where there is none.
     """
 
     tensor: str
@@ -29,11 +33,13 @@ class Quantizer:
     axis: int | None
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    limit: float = math.inf
 
 
 def find_quantizers(model: onnx.ModelProto) -> tuple[dict[str, Quantizer], dict[str, Quantizer]]:
     """Quantizers of the weights and of the activations of a simulated graph, by the tensor that each reads."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    clips = {node.output[0]: node for node in model.graph.node if node.op_type == "Clip"}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -43,6 +49,8 @@ def find_quantizers(model: onnx.ModelProto) -> tuple[dict[str, Quantizer], dict[
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":
             found = _quantizer(node, constants, readers)
+            if found.tensor in clips:
+                found = replace(found, limit=_limit(found, clips[found.tensor], constants))
             (weights if found.tensor in constants else activations)[found.tensor] = found
     return weights, activations
 
@@ -69,10 +77,37 @@ def _quantizer(
     )
 
 
+def _limit(quantizer: Quantizer, clip: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> float:
+    limit = math.inf
+    for name, end in zip(clip.input[1:], (quantizer.low, quantizer.high), strict=False):
+        if name in constants and float(end):
+            reach = float(numpy_helper.to_array(constants[name])) / float(end)
+            limit = min(limit, reach) if reach > 0 else limit
+    # A little less, since the product of scale and code is rounded.
+    return limit * (1 - 1e-6)
+
+
 def _bound(codes: str, readers: Mapping[str, list[onnx.NodeProto]]) -> onnx.NodeProto | None:
     """The node that alone reads `codes` and only bounds them."""
     found = readers.get(codes, [])
     return found[0] if len(found) == 1 and found[0].op_type in _BOUNDS and found[0].input[0] == codes else None
+
+
+def find_biases(model: onnx.ModelProto) -> list[str]:
+    """Float constants that layers add to their outputs, a number a channel: biases, and what is added to a MatMul's."""
+    constants = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims)
+    }
+    products = {node.output[0] for node in model.graph.node if node.op_type == "MatMul"}
+    found: dict[str, None] = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            found.update(dict.fromkeys(name for name in node.input[2:3] if name in constants))
+        elif node.op_type == "Add" and not products.isdisjoint(node.input):
+            found.update(dict.fromkeys(name for name in node.input if name in constants))
+    return list(found)
 
 
 def along(axis: int | None, scale: Tensor, values: Tensor) -> Tensor:
@@ -82,3 +117,8 @@ def along(axis: int | None, scale: Tensor, values: Tensor) -> Tensor:
     sizes = [1] * values.ndim
     sizes[axis] = -1
     return scale.reshape(sizes)
+
+
+def shifted_scale(quantizer: Quantizer, scale: Tensor, shift: Tensor) -> Tensor:
+    """`scale` times e to the power of `shift`, no larger than its limit."""
+    return (scale * torch.exp(shift)).clamp(max=quantizer.limit)

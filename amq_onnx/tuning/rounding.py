@@ -23,6 +23,7 @@ from amq_onnx.traces import DifferentiableForward, per_sample
 from amq_onnx.tuning.block_rounding import BlockData, RoundedBlock, round_block
 from amq_onnx.tuning.blocks import Block, find_blocks
 from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.finetune import EpochReport
 from amq_onnx.tuning.quantizers import Quantizer, along, find_quantizers
 
 # Elements that all samples' values of one tensor between blocks may have: 256 million floats are 1 GB.
@@ -61,11 +62,13 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Numbers of a quantized graph that were learned: initializers by name, and how it went."""
+    """Numbers of a quantized graph that were learned: initializers by name, and how it went, block by block and, where
+    the whole graph was trained after that, epoch by epoch."""
 
     values: dict[str, NDArray[np.float32]] = field(repr=False)
     blocks: list[BlockReport]
     samples: int
+    epochs: list[EpochReport] = field(default_factory=list)
 
 
 def learn_rounding(

@@ -13,11 +13,14 @@ from amq_onnx.calibration import Progress, tensors
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head, LossName, find_heads
+from amq_onnx.rewriting import with_initializers
 from amq_onnx.traces import losses_for
 from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
+from amq_onnx.tuning.processes import Processes
 from amq_onnx.tuning.rounding import RoundingOptions, Tuned, learn_rounding
 
-TuneMethod = Literal["none", "rounding"]
+TuneMethod = Literal["none", "rounding", "full"]
 """What is learned once the widths are chosen."""
 
 
@@ -25,11 +28,13 @@ TuneMethod = Literal["none", "rounding"]
 class TuningOptions:
     """What is learned, and how.
 
-    method: None stands for `rounding` where there are calibration data, else `none`.
+    method: `rounding` learns how weights are rounded, `full` trains the whole graph after that; None stands for
+    `rounding` where there are calibration data, else `none`.
     """
 
     method: TuneMethod | None = None
     rounding: RoundingOptions = field(default_factory=RoundingOptions)
+    full: FineTuneOptions = field(default_factory=FineTuneOptions)
 
 
 class Tuner:
@@ -56,16 +61,36 @@ class Tuner:
         """What is learned of `quantized`, the quantized form of `model`; `name` tells its checkpoint from others'."""
         heads = self._heads(model)
         losses = losses_for(heads, self._mean_squares(model, heads))
-        return learn_rounding(
+        checkpoint = self.checkpoint.inside(name)
+        processes = Processes(self.options.full.device) if self.options.method == "full" else None
+        learned: Tuned | None = None
+        if processes is None or processes.rank == 0:
+            learned = learn_rounding(
+                model,
+                quantized,
+                heads,
+                losses,
+                self.data,
+                self.options.rounding,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
+        if processes is None:
+            assert learned is not None
+            return learned
+        learned = processes.from_first(learned)
+        assert learned is not None
+        values, epochs = fine_tune(
             model,
-            quantized,
+            with_initializers(quantized, learned.values),
             heads,
             losses,
             self.data,
-            self.options.rounding,
-            checkpoint=self.checkpoint.inside(name),
+            self.options.full,
+            checkpoint=checkpoint.inside("full"),
             progress=self.progress,
         )
+        return replace(learned, values={**learned.values, **values}, epochs=epochs)
 
     def _heads(self, model: onnx.ModelProto) -> list[Head]:
         found, _ = find_heads(model)
