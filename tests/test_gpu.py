@@ -46,7 +46,7 @@ def verified(reference, written, provider):
 @pytest.fixture
 def written(path, tmp_path):
     """The network at a fifth of its bytes."""
-    result = quantize(path, data(path, "calibration"), size=0.2, evaluation=data(path, "test"))
+    result = quantize(path, data(path, "calibration"), size=0.2, evaluation=data(path, "test"), tune="none")
     write_model(result.model, tmp_path / "quantized.onnx")
     return tmp_path / "quantized.onnx", result
 

@@ -70,6 +70,7 @@ def test_a_fifth_of_the_bytes_keeps_the_accuracy(file, tmp_path):
         output=tmp_path / file,
         evaluation=f"{data}:test",
         options=SensitivityOptions(relative_error=0.2, samples=64),
+        tune="none",
     )
     assert (tmp_path / file).stat().st_size == result.bytes <= README[file][0] // 5
     assert result.verification.metric == "top1"

@@ -28,7 +28,7 @@ FAST = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
 
 def quantized(model, data, folder, size=0.5, **more):
     path = save(model, folder / "m.onnx")
-    return quantize(path, data, size=size, output=folder / "o.onnx", options=FAST, **more)
+    return quantize(path, data, size=size, output=folder / "o.onnx", options=FAST, **{"tune": "none", **more})
 
 
 def run_file(path, feeds):
@@ -82,7 +82,7 @@ def test_nothing_is_written_without_an_output(tmp_path, monkeypatch):
     model = conv_net()
     path = save(model, tmp_path / "m.onnx")
     monkeypatch.chdir(tmp_path)
-    quantize(path, random_data(model, 8, 0), size="50%", options=FAST)
+    quantize(path, random_data(model, 8, 0), size="50%", options=FAST, tune="none")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -458,7 +458,7 @@ def test_models_of_all_kinds(tmp_path, make, weights):
     np.savez(tmp_path / "d.npz", image=images())
     path = save(model, tmp_path / "m.onnx")
     data = open_data(str(tmp_path / "d.npz"), model)
-    result = quantize(path, data, size=0.6, output=tmp_path / "o.onnx", bits=(4, 6, 8), options=FAST)
+    result = quantize(path, data, size=0.6, output=tmp_path / "o.onnx", bits=(4, 6, 8), options=FAST, tune="none")
     written = onnx.load(tmp_path / "o.onnx")
     onnx.checker.check_model(written, full_check=True)
     assert len(result.plan.weights) == weights
@@ -482,7 +482,8 @@ def test_weights_in_an_external_file(tmp_path):
     results = []
     for path in (inside, outside):
         data = random_data(conv_net(), 8, 0)
-        results.append(quantize(path, data, size="8KB", output=tmp_path / f"{path.stem}.q.onnx", options=FAST))
+        output = tmp_path / f"{path.stem}.q.onnx"
+        results.append(quantize(path, data, size="8KB", output=output, options=FAST, tune="none"))
     assert (tmp_path / "in.q.onnx").read_bytes() == (tmp_path / "out.q.onnx").read_bytes()
     total = outside.stat().st_size + (tmp_path / "out.data").stat().st_size
     assert results[1].float_bytes == results[1].verification.float_bytes == total

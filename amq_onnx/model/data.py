@@ -75,7 +75,7 @@ class Dataset:
                 raise DataError(f"{self.origin} has labels for some of its samples only")
             labelled = LABELS in chunk
             samples = self.count(chunk)
-            if held and not fixed and not self._alike(held[0], chunk):
+            if held and not fixed and not self.alike(held[0], chunk):
                 yield self._joined(held)
                 held, count = [], 0
             if self.limit is not None and taken + samples > self.limit:
@@ -105,7 +105,33 @@ class Dataset:
         sizes = {size for spec in self.specs if (size := spec.fixed_batch()) is not None}
         return sizes.pop() if len(sizes) == 1 else None
 
-    def _alike(self, one: Batch, other: Batch) -> bool:
+    def picked(self, batch: Batch, samples: NDArray[np.intp]) -> Batch:
+        """The batch of these samples of `batch`, in this order."""
+        return {
+            name: array if axis is None else np.take(array, samples, axis)
+            for (name, axis), array in zip(self._axes(batch), batch.values(), strict=True)
+        }
+
+    def mixed(self, batch: Batch, other: Batch, share: NDArray[np.float32]) -> Batch:
+        """`share` of each sample of `batch` and the rest of one of `other`, added up where they are float; inputs that
+        aren't come from the sample of the larger share.
+
+        share: [samples], 0 to 1. Both have as many samples, of the same shapes.
+        """
+        found: Batch = {}
+        for name, axis in self._axes(batch):
+            first, second = batch[name], other[name]
+            if axis is None:
+                found[name] = first
+                continue
+            weights = share.reshape([-1 if place == axis else 1 for place in range(first.ndim)])
+            if first.dtype.kind == "f":
+                found[name] = (weights * first + (1 - weights) * second).astype(first.dtype)
+            else:
+                found[name] = np.where(weights >= 0.5, first, second)
+        return found
+
+    def alike(self, one: Batch, other: Batch) -> bool:
         """True where samples of both can be in one batch."""
         for name, axis in self._axes(one):
             if axis is None:
@@ -114,13 +140,6 @@ class Dataset:
             elif _other_sizes(one[name], axis) != _other_sizes(other[name], axis):
                 return False
         return True
-
-    def picked(self, batch: Batch, samples: NDArray[np.intp]) -> Batch:
-        """The batch of these samples of `batch`, in this order."""
-        return {
-            name: array if axis is None else np.take(array, samples, axis)
-            for (name, axis), array in zip(self._axes(batch), batch.values(), strict=True)
-        }
 
     def split(self, every: int, most: int) -> tuple[Dataset, Dataset]:
         """Two parts: all but every `every`-th sample, and those, of which there are `most` at most."""

@@ -24,11 +24,12 @@ from amq_onnx.tuning.block_rounding import BlockData, RoundedBlock, round_block
 from amq_onnx.tuning.blocks import Block, find_blocks
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import EpochReport
+from amq_onnx.tuning.mixing import mixed_samples
 from amq_onnx.tuning.quantizers import Quantizer, along, find_quantizers
 
 # Elements that all samples' values of one tensor between blocks may have: 256 million floats are 1 GB.
 _BOUNDARY_ELEMENTS = 256_000_000
-_PROBES = 4
+_PROBES = 2
 # Share of a sample's weight in a block's loss that is the same for all; the rest follows its curvature.
 _EVEN_SHARE = 0.5
 
@@ -37,11 +38,13 @@ _EVEN_SHARE = 0.5
 class RoundingOptions:
     """How rounding is learned.
 
-    steps: for each block. samples: of the calibration data, at most. chunk: samples a step.
+    steps: for each block. samples: of the calibration data, at most. mixes: how many mixes of two samples are learned
+    from besides, for each sample. chunk: samples a step.
     """
 
     steps: int = 600
     samples: int = 512
+    mixes: int = 3
     chunk: int = 32
     seed: int = 0
     device: str = "cpu"
@@ -94,7 +97,7 @@ def learn_rounding(
     checkpoint.open(
         {
             "quantized": fingerprint(quantized),
-            "options": [options.steps, options.samples, options.chunk, options.seed],
+            "options": [options.steps, options.samples, options.mixes, options.chunk, options.seed],
             "data": [len(chunks), *_digests(chunks)],
         }
     )
@@ -127,7 +130,7 @@ def learn_rounding(
             learned = {name: torch.from_numpy(array).to(network.quantized.device) for name, array in held.items()}
             quantized_in = network.run_quantized(training, learned)
             floating_in = [found[block.outputs[0]] for found in targets]
-    return Tuned(values, reports, sum(network.count(chunk) for chunk in chunks))
+    return Tuned(values, reports, network.samples)
 
 
 class _Network:
@@ -147,21 +150,20 @@ class _Network:
         self.quantized = Executor(quantized, device=options.device)
         self.weights, self.activations = find_quantizers(quantized)
         self.blocks = find_blocks(model, list(self.weights), [head.tensor for head in heads])
-        self._samples: dict[int, int] = {}
+        self.samples = 0
+        self._counts: list[int] = []
         self._trained: set[str] = set()
 
     def chunks(self, data: Dataset) -> list[dict[str, Tensor]]:
-        """The graph's inputs, a few samples at a time."""
-        found = []
-        for batch in data.first(self._fitting(data)).batches(self.options.chunk):
-            chunk = tensors(batch, self.float)
-            self._samples[id(chunk)] = data.count(batch)
-            found.append(chunk)
-        return found
-
-    def count(self, chunk: Mapping[str, Tensor]) -> int:
-        """How many samples a chunk has."""
-        return self._samples[id(chunk)]
+        """The graph's inputs, a few samples at a time, and mixes of them."""
+        fitting = self._fitting(data)
+        batches = list(data.first(min(self.options.samples, fitting)).batches(self.options.chunk))
+        self.samples = sum(map(data.count, batches))
+        whole = list(batches)
+        for copy in range(min(self.options.mixes, fitting // self.samples - 1)):
+            whole += mixed_samples(data, batches, _seed(self.options.seed, copy, -2))
+        self._counts = [data.count(batch) for batch in whole]
+        return [tensors(batch, self.float) for batch in whole]
 
     def _fitting(self, data: Dataset) -> int:
         """How many samples' tensors between blocks fit in memory."""
@@ -170,7 +172,7 @@ class _Network:
             batch = next(data.first(1).batches(1))
             found = self.float.run(tensors(batch, self.float), cuts) if cuts else {}
         largest = max((value.numel() // data.count(batch) for value in found.values()), default=1)
-        return max(1, min(self.options.samples, _BOUNDARY_ELEMENTS // max(1, largest)))
+        return max(1, _BOUNDARY_ELEMENTS // max(1, largest))
 
     def importance(self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None) -> dict[str, list[Tensor]]:
         """By tensor between blocks and chunk, how much an error of each sample matters: mean 1 over all samples.
@@ -192,10 +194,10 @@ class _Network:
                 generator = torch.Generator().manual_seed(_seed(self.options.seed, number, probe))
                 gradients = probe_gradients(scores, self.losses, [values[name] for name in cuts], generator)
                 for name, gradient in zip(cuts, gradients, strict=True):
-                    sums[name] = sums[name] + per_sample(gradient.square().cpu(), self.count(chunk))
+                    sums[name] = sums[name] + per_sample(gradient.square().cpu(), self._counts[number])
             for name in cuts:
                 found[name].append(sums[name])
-            done += self.count(chunk)
+            done += self._counts[number]
             if progress is not None:
                 progress("curvature of blocks", done, None)
         return {name: _relative(each) for name, each in found.items()}
@@ -223,9 +225,8 @@ class _Network:
         self, block: Block, targets: Sequence[Mapping[str, Tensor]], importance: Mapping[str, Sequence[Tensor]]
     ) -> _BlockLoss:
         """The loss of a block's outputs."""
-        counts = [self._samples[key] for key in self._samples]
         heads = None if block is not self.blocks[-1] else list(zip(self.heads, self.losses, strict=True))
-        return _BlockLoss(targets, counts, None if heads else importance[block.outputs[0]], heads)
+        return _BlockLoss(targets, self._counts, None if heads else importance[block.outputs[0]], heads)
 
     def round(self, number: int, block: Block, training: BlockData) -> dict[str, NDArray[np.float32]]:
         """Train one block: initializers of the quantized graph by name, and `report`."""
