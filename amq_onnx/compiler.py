@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from amq_onnx.allocation import Allocation, Infeasible, Problem, frontier, smallest, solve
+from amq_onnx.allocation import Allocation, Infeasible, Solver, frontier, smallest, solve
 from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
 from amq_onnx.model.file import fingerprint, model_bytes
@@ -46,6 +46,20 @@ class Candidate:
     predicted_bytes: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A search restricted to some widths.
+
+    kept: by site, the option numbers of the whole search that its options have. most, needed: bytes that its plans
+    share at most, and at least where they use all of its widths.
+    """
+
+    solver: Solver
+    kept: list[list[int]]
+    most: int
+    needed: int
+
+
 class Compiler:
     """Plans and files of one prepared model and one sensitivity table, for any budget.
 
@@ -61,22 +75,24 @@ class Compiler:
         *,
         activation_average: float | None = None,
         keep_metadata: bool = False,
+        channels: bool = False,
     ) -> None:
         prepared.require_weights()
         require_same_model(sensitivity.model, fingerprint(prepared.model), "the sensitivity table")
         self.prepared = prepared
         self.keep_metadata = keep_metadata
-        self.space: SearchSpace = search_space(prepared, sensitivity, weight_bits, activation_bits)
+        self.space: SearchSpace = search_space(prepared, sensitivity, weight_bits, activation_bits, channels=channels)
         self.second_budget = self.space.second_budget(activation_average)
         try:
-            least = smallest(self.space.problem, self.second_budget)
-            self.least = solve(self.space.problem, least, self.second_budget)
+            alike = self.space.alike()
+            self.least = solve(alike, smallest(alike, self.second_budget), self.second_budget)
         except Infeasible as error:
             narrowest = min(activation_bits or (8,))
             raise BudgetError(
                 f"--activation-average {activation_average:g} can't be met with --activation-bits of {narrowest} "
                 f"and more: the smallest possible average is {error.smallest / self.space.activation_elements:.2f}"
             ) from error
+        self._parts: dict[frozenset[int], _Part | None] = {}
         self.least_bytes = len(model_bytes(self.build(self.space.plan(self.least))))
         self.base = self.least_bytes - self.space.bytes(self.least)
 
@@ -114,27 +130,37 @@ class Compiler:
         What is shared depends on which widths are used at all, and several widths share some of it, so the search
         is done for each set of packed widths, with all that the set can share paid for. The optimum uses one of
         these sets. What it then turns out not to need (shapes of weights that all have 8 bits) is searched again.
+        A set whose relaxation, with what it can't do without paid for, loses more than is known is left out.
         """
         best = self.least if self.space.bytes(self.least) <= budget else None
         widths = self.space.packed_widths()
         for count in range(len(widths), -1, -1):
             for packed in combinations(widths, count):
-                found = self.space.restricted(frozenset(packed))
-                if found is not None:
-                    best = self._better(best, *found, budget)
+                part = self._part(frozenset(packed))
+                if part is not None and (best is None or part.solver.lower_bound(budget - part.needed) <= best.loss):
+                    best = self._better(best, part, budget)
         return best
 
-    def _better(
-        self, best: Allocation | None, problem: Problem, kept: list[list[int]], shared: int, budget: int
-    ) -> Allocation | None:
+    def _part(self, packed: frozenset[int]) -> _Part | None:
+        """The search with no other packed widths than these; it serves many budgets."""
+        if packed not in self._parts:
+            found = self.space.restricted(packed)
+            if found is not None:
+                problem, kept, most = found
+                part = _Part(Solver(problem, self.second_budget), kept, most, self.space.needed_bytes(packed))
+            self._parts[packed] = None if found is None else part
+        return self._parts[packed]
+
+    def _better(self, best: Allocation | None, part: _Part, budget: int) -> Allocation | None:
         tried: set[int] = set()
+        shared = part.most
         while shared not in tried and len(tried) < _CORRECTIONS:
             tried.add(shared)
             try:
-                found = solve(problem, budget - shared, self.second_budget)
+                found = part.solver.solve(budget - shared)
             except Infeasible:
                 break
-            choice = tuple(row[option] for row, option in zip(kept, found.choice, strict=True))
+            choice = tuple(row[option] for row, option in zip(part.kept, found.choice, strict=True))
             allocation = replace(found, choice=choice)
             used = self.space.bytes(allocation)
             if used <= budget and (best is None or (allocation.loss, used) < (best.loss, self.space.bytes(best))):

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from amq_onnx.calibration import Calibration, Progress, calibrate
+from amq_onnx.curvature.statistics import shrunk
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head, find_heads
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
 from amq_onnx.quantizer.encoding import RangeMethod
-from amq_onnx.quantizer.weight_ranges import weight_encodings
+from amq_onnx.quantizer.weight_ranges import WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
-from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow
-from amq_onnx.traces import Method, Traces, losses_for, measure_traces, weigh_histograms
+from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
+from amq_onnx.traces import Method, Trace, Traces, losses_for, measure_traces, weigh_histograms
 
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
@@ -27,7 +30,8 @@ class SensitivityOptions:
 
     method: `gauss-newton` (label-free) or `hessian` (labels). relative_error: asked of every trace.
     samples: how many of the calibration samples curvature is measured on; ranges always see all. correct_biases:
-    measure what biases need to make up for the mean error of rounded weights.
+    measure what biases need to make up for the mean error of rounded weights. channels: keep traces and errors of each
+    output channel, so that widths can be chosen for each.
     """
 
     method: Method = "gauss-newton"
@@ -39,6 +43,7 @@ class SensitivityOptions:
     seed: int = 0
     device: str = "cpu"
     correct_biases: bool = True
+    channels: bool = False
 
 
 def measure_sensitivity(
@@ -74,7 +79,8 @@ def measure_sensitivity(
         found = weight_encodings(prepared.weight(site.name), site.axis, weight_bits, options.ranges)
         trace = traces.weights[site.name]
         errors = {bits: found.squared_error(bits) for bits in sorted(found.errors)}
-        weights[site.name] = WeightRow(site.shape, trace.trace, trace.error, errors)
+        row = WeightRow(site.shape, trace.trace, trace.error, errors)
+        weights[site.name] = _with_channels(row, trace, found) if options.channels and site.axis is not None else row
         if progress is not None:
             progress("scales of weights", number + 1, len(sites.weights))
     rows = {}
@@ -97,6 +103,15 @@ def measure_sensitivity(
         left_float=sites.left_float,
         expected_inputs=seen.expected_inputs,
     )
+
+
+def _with_channels(row: WeightRow, trace: Trace, found: WeightEncodings) -> WeightRow:
+    count = len(next(iter(found.errors.values())))
+    traces = np.full(count, row.trace / count)
+    if trace.channels is not None:
+        traces = shrunk(trace.channels, trace.channel_variance)
+    errors = {bits: six_digits(error) for bits, error in found.errors.items()}
+    return replace(row, channel_trace=six_digits(traces), channel_error=errors)
 
 
 def _unreached(traces: Traces) -> dict[str, str]:

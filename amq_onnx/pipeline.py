@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -30,6 +30,9 @@ from amq_onnx.targets import TARGETS
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.rounding import Tuned
 from amq_onnx.tuning.tuner import TuneMethod, Tuner, TuningOptions
+
+Granularity = Literal["layer", "channel"]
+"""What has a width of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ def quantize(
     bits: Sequence[int] = tuple(range(2, 9)),
     activation_bits: Sequence[int] | None = (8,),
     activation_average: float | None = None,
+    granularity: Granularity = "layer",
     exclude: Sequence[str] = (),
     target: str = "onnxruntime",
     opset: int | None = None,
@@ -89,6 +93,7 @@ def quantize(
         files of several sizes; with it, a file that falls further is an error once it is written.
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
+    granularity: "layer" for one width a weight, "channel" for one of each output channel where that pays.
     target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.
@@ -108,7 +113,7 @@ def quantize(
         require_folder(written, "-o")
         if written.resolve() == path.resolve():
             raise UsageError(f"-o '{written}' is the float model itself: name another file")
-    check_widths(bits, activation_bits, activation_average, target)
+    check_widths(bits, activation_bits, activation_average, target, granularity)
     proto = read_model(path)
     original = file_bytes(path)
     budget = None if size is None else parse_size(size).bytes(original)
@@ -118,6 +123,7 @@ def quantize(
     if sensitivity is None:
         if calibration is None:
             raise UsageError("sensitivity needs calibration data: give --data (or --random)")
+        options = replace(options or SensitivityOptions(), channels=granularity == "channel")
         sensitivity = measure_sensitivity(prepared, calibration, bits, activation_bits, options, progress)
     compiler = Compiler(
         prepared,
@@ -126,6 +132,7 @@ def quantize(
         activation_bits,
         activation_average=activation_average,
         keep_metadata=keep_metadata,
+        channels=granularity == "channel",
     )
     build = _Builder(compiler, _tuner(tune, calibration, sensitivity, Checkpoint(checkpoint, resume), progress))
     against = dataset(evaluation, proto) if evaluation is not None else calibration
@@ -243,7 +250,11 @@ def _file_of(model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def check_widths(
-    bits: Sequence[int], activation_bits: Sequence[int] | None, activation_average: float | None, target: str
+    bits: Sequence[int],
+    activation_bits: Sequence[int] | None,
+    activation_average: float | None,
+    target: str,
+    granularity: Granularity = "layer",
 ) -> None:
     """Raise UsageError for widths that the target can't write, or activation widths that no budget decides between."""
     if target not in TARGETS:
@@ -255,6 +266,13 @@ def check_widths(
     ):
         if missing := sorted(set(asked) - set(written)):
             raise UsageError(f"{option}: the target '{target}' can't write {missing[0]} bits, only {_listed(written)}")
+    if granularity not in get_args(Granularity):
+        raise UsageError(f"--granularity '{granularity}' is unknown: use {' or '.join(get_args(Granularity))}")
+    if granularity == "channel" and not kind.mixes:
+        raise UsageError(
+            f"--granularity channel: the target '{target}' gives all channels of a weight one width; use --granularity "
+            "layer, or another --target"
+        )
     if activation_bits is not None and len(set(activation_bits)) > 1 and activation_average is None:
         raise UsageError(
             "several --activation-bits need --activation-average: narrow activations save no bytes, so nothing "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from amq_onnx.errors import UsageError
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.bias_shift import bias_shift
-from amq_onnx.quantizer.encoding import MAX_BITS, Encoding, RangeMethod
-from amq_onnx.quantizer.weight_ranges import bias_safe_scale, weight_encodings
+from amq_onnx.quantizer.encoding import MAX_BITS, Encoding, RangeMethod, Widths, distinct
+from amq_onnx.quantizer.weight_ranges import bias_safe_scale, encoding_at
 from amq_onnx.rewriting import Prepared
-from amq_onnx.sensitivity import arrays_by_name, numbers_by_name, parse_versioned
+from amq_onnx.sensitivity import arrays_by_name, json_lines, numbers_by_name, parse_versioned
 
 FORMAT = "amq-plan"
 VERSION = 1
@@ -32,7 +31,7 @@ class ActivationPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Widths by site.
+    """Widths by site; of a weight, one for all channels or one for each.
 
     model: fingerprint of the float model. ranges: how scales of weights are found. A weight's scales aren't
     stored: they follow from the weight, its width and `ranges`, so that a width can be edited. So do the corrections of
@@ -41,7 +40,7 @@ class Plan:
 
     model: str
     ranges: RangeMethod
-    weights: dict[str, int]
+    weights: dict[str, Widths]
     activations: dict[str, ActivationPlan]
     left_float: dict[str, str] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
@@ -60,21 +59,14 @@ class Plan:
             "left_float": self.left_float,
             "expected_inputs": numbers_by_name(self.expected_inputs),
         }
-        lines = []
-        for key, value in body.items():
-            if isinstance(value, dict):
-                rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in value.items())
-                lines.append(f" {json.dumps(key)}: {{\n{rows}\n }}" if rows else f" {json.dumps(key)}: {{}}")
-            else:
-                lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        return json_lines(body)
 
     @classmethod
     def from_json(cls, text: str, origin: str) -> Plan:
         """Read what `to_json` wrote, perhaps edited. Raises UsageError, naming `origin` and the site."""
         body = parse_versioned(text, origin, FORMAT, VERSION)
         try:
-            weights = {name: _width(bits, name, origin, 1) for name, bits in body["weights"].items()}
+            weights = {name: _widths(bits, name, origin) for name, bits in body["weights"].items()}
             activations = {}
             for name, site in body["activations"].items():
                 low, high = (float(end) for end in site["range"])
@@ -95,12 +87,18 @@ class Plan:
         Raises UsageError for a site that the model doesn't have, or a width that its target can't write.
         """
         sites, target = prepared.sites, prepared.target
-        widths = {name: site.bits for name, site in self.activations.items()}
-        for chosen, written in ((self.weights, target.weight_widths), (widths, target.activation_widths)):
-            for name, bits in chosen.items():
-                if bits not in written:
+        widths: dict[str, Widths] = {name: site.bits for name, site in self.activations.items()}
+        for entries, written in ((self.weights, target.weight_widths), (widths, target.activation_widths)):
+            for name, asked in entries.items():
+                for bits in distinct(asked):
+                    if bits not in written:
+                        raise UsageError(
+                            f"the plan gives site '{name}' {bits} bits, which the target '{target.name}' can't write"
+                        )
+                if len(distinct(asked)) > 1 and not target.mixes:
                     raise UsageError(
-                        f"the plan gives site '{name}' {bits} bits, which the target '{target.name}' can't write"
+                        f"the plan gives the channels of '{name}' widths of their own, which the target "
+                        f"'{target.name}' can't write: use one width, or another --target"
                     )
         for kind, named, known in (
             ("weight", self.weights, {site.name for site in sites.weights}),
@@ -114,9 +112,14 @@ class Plan:
         for site in prepared.sites.weights:
             if site.name not in self.weights:
                 continue
-            bits = self.weights[site.name]
-            values = prepared.weight(site.name)
-            encoding = weight_encodings(values, site.axis, [bits], self.ranges).encodings[bits]
+            chosen = self.weights[site.name]
+            if not isinstance(chosen, int) and (site.axis is None or len(chosen) != site.channels):
+                channels = "no channels" if site.axis is None else f"{site.channels} channels"
+                raise UsageError(f"the plan gives weight '{site.name}' {len(chosen)} widths, but it has {channels}")
+            alike = distinct(chosen)
+            encoding = encoding_at(
+                prepared.weight(site.name), site.axis, chosen if len(alike) > 1 else alike[0], self.ranges
+            )
             if site.name in biases and biases[site.name][0] in found:
                 encoding = _with_room_for(biases[site.name], encoding, found)
             found[site.name] = encoding
@@ -148,7 +151,16 @@ def _with_room_for(node: tuple[str, NDArray[np.float32]], encoding: Encoding, fo
     if bias.shape != encoding.scale.shape:
         return encoding
     scale = bias_safe_scale(encoding, bias, float(found[data].scale))
-    return Encoding(encoding.bits, encoding.signed, scale, encoding.zero_point, encoding.axis)
+    return replace(encoding, scale=scale)
+
+
+def _widths(bits: object, name: str, origin: str) -> Widths:
+    """One width, or those of the channels."""
+    if not isinstance(bits, list):
+        return _width(bits, name, origin, 1)
+    if not bits:
+        raise UsageError(f"'{origin}' gives site '{name}' an empty list of widths")
+    return tuple(_width(entry, name, origin, 1) for entry in bits)
 
 
 def _width(bits: object, name: str, origin: str, least: int) -> int:

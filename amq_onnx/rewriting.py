@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, biased_layers
-from amq_onnx.model.sites import Sites, find_sites
+from amq_onnx.model.sites import Sites, WeightSite, find_sites
 from amq_onnx.passes.base import Pass, run
 from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
@@ -34,7 +34,7 @@ from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
-from amq_onnx.quantizer.encoding import Encoding
+from amq_onnx.quantizer.encoding import Encoding, Widths
 from amq_onnx.recipe import Recipe
 from amq_onnx.targets import TARGETS, Target
 
@@ -75,14 +75,19 @@ class Prepared:
 
     def recipes(self, encodings: Mapping[str, Encoding]) -> dict[str, Recipe]:
         """How each quantized weight is stored."""
-        target = self.target
         return {
-            site.name: target.weight(
-                self.keys[site.name], site.shape, encodings[site.name].bits, site.is_integer(encodings)
-            )
+            site.name: self.recipe(site, encoding.widths or encoding.bits, site.is_integer(encodings))
             for site in self.sites.weights
-            if site.name in encodings
+            if (encoding := encodings.get(site.name)) is not None
         }
+
+    def recipe(self, site: WeightSite, widths: Widths, integer: bool) -> Recipe:
+        """How a weight is stored at `widths`; integer: whether an integer kernel reads it."""
+        key = self.keys[site.name]
+        if isinstance(widths, int):
+            return self.target.weight(key, site.shape, widths, integer)
+        assert site.axis is not None
+        return self.target.mixed_weight(key, site.shape, site.axis, widths, integer)
 
     def for_encodings(self, encodings: Mapping[str, Encoding]) -> Prepared:
         """The same model in the operator set that the target needs for these encodings, where its own is too old."""

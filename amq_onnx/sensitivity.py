@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amq_onnx.errors import ModelError, UsageError
-from amq_onnx.quantizer.encoding import RangeMethod
+from amq_onnx.quantizer.encoding import RangeMethod, Widths, distinct
 
 FORMAT = "amq-sensitivity"
 VERSION = 1
@@ -27,13 +28,16 @@ VERSION = 1
 class WeightRow:
     """A weight: its mean-loss Hessian trace and, by bits, ||Q(W) - W||^2.
 
-    trace and trace_error (its standard error) are of the whole block, not per element.
+    trace and trace_error (its standard error) are of the whole block, not per element. channel_trace, channel_error:
+    the same of each output channel, where that was measured; they sum to the weight's.
     """
 
     shape: tuple[int, ...]
     trace: float
     trace_error: float
     squared_error: dict[int, float]
+    channel_trace: tuple[float, ...] | None = None
+    channel_error: dict[int, tuple[float, ...]] | None = None
 
     @property
     def elements(self) -> int:
@@ -43,9 +47,25 @@ class WeightRow:
             count *= size
         return count
 
-    def omega(self, bits: int) -> float:
-        """mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2, equation of Omega); with |trace|, see `negative_traces`."""
-        return abs(self.trace) / self.elements * self.squared_error[bits]
+    def omega(self, widths: Widths) -> float:
+        """mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2, equation of Omega); with |trace|, see `negative_traces`.
+
+        Where channels were measured it is the sum of theirs, each with its own mean trace, at one width or at each
+        channel's own; ValueError for widths of channels where they were not.
+        """
+        if isinstance(widths, int):
+            if self.channel_trace is None:
+                return abs(self.trace) / self.elements * self.squared_error[widths]
+            return float(self.channel_omega(widths).sum())
+        chosen = np.array(widths)
+        return float(sum(self.channel_omega(bits)[chosen == bits].sum() for bits in distinct(widths)))
+
+    def channel_omega(self, bits: int) -> NDArray[np.float64]:
+        """Omega of each channel, [channels]. Raises ValueError where channels were not measured."""
+        if self.channel_trace is None or self.channel_error is None:
+            raise ValueError("the channels were not measured")
+        elements = self.elements // len(self.channel_trace)
+        return np.asarray(np.abs(self.channel_trace) / elements * np.array(self.channel_error[bits]), np.float64)
 
     def widths(self) -> list[int]:
         """Widths that the table knows."""
@@ -110,9 +130,12 @@ class Sensitivity:
     def to_json(self) -> str:
         """The text of sensitivity.json."""
         named = asdict(replace(self, expected_inputs={}))
+        for row in named["weights"].values():
+            if row["channel_trace"] is None:
+                del row["channel_trace"], row["channel_error"]
         body = {"format": FORMAT, "version": VERSION, **named}
         body["expected_inputs"] = numbers_by_name(self.expected_inputs)
-        return json.dumps(body, indent=1) + "\n"
+        return json_lines(body)
 
     @classmethod
     def from_json(cls, text: str, origin: str) -> Sensitivity:
@@ -125,6 +148,7 @@ class Sensitivity:
                     float(row["trace"]),
                     float(row["trace_error"]),
                     {int(bits): float(error) for bits, error in row["squared_error"].items()},
+                    *_channels(row),
                 )
                 for name, row in body.pop("weights").items()
             }
@@ -155,6 +179,15 @@ class Sensitivity:
             _require_numbers(name, row, row.squared_error.values())
             if min(row.squared_error.values(), default=0) < 0:
                 raise ValueError(f"'{name}' has a squared error below 0")
+            if row.channel_trace is not None and row.channel_error is not None:
+                parts = [row.channel_trace, *row.channel_error.values()]
+                _require_numbers(name, row, chain.from_iterable(parts))
+                if len({len(part) for part in parts}) > 1 or row.elements % max(1, len(row.channel_trace)):
+                    raise ValueError(f"'{name}' has entries for different numbers of channels")
+                if set(row.channel_error) != set(row.squared_error):
+                    raise ValueError(f"'{name}' has channels of other widths than the weight")
+                if min(chain.from_iterable(row.channel_error.values()), default=0) < 0:
+                    raise ValueError(f"'{name}' has a squared error below 0")
         for name, active in self.activations.items():
             ends = [end for pair in active.ranges.values() for end in pair]
             _require_numbers(name, active, [*active.perturbation.values(), *ends])
@@ -162,6 +195,13 @@ class Sensitivity:
                 raise ValueError(f"'{name}' has ranges and perturbations of different widths")
             if any(low > high for low, high in active.ranges.values()):
                 raise ValueError(f"'{name}' has a range whose ends are the wrong way round")
+
+
+def _channels(row: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, dict[int, tuple[float, ...]] | None]:
+    if row.get("channel_trace") is None:
+        return None, None
+    errors = {int(bits): tuple(map(float, part)) for bits, part in row["channel_error"].items()}
+    return tuple(map(float, row["channel_trace"])), errors
 
 
 def _require_numbers(name: str, row: WeightRow | ActivationRow, others: Iterable[float]) -> None:
@@ -186,6 +226,23 @@ def parse_versioned(text: str, origin: str, format_name: str, version: int) -> d
     if found != version:
         raise UsageError(f"'{origin}' has version {found} of {format_name}; this amq reads version {version}")
     return body
+
+
+def json_lines(body: Mapping[str, Any]) -> str:
+    """A JSON object as text, with a line for each entry of the objects in it: a diff shows the sites that changed."""
+    lines = []
+    for key, value in body.items():
+        if isinstance(value, dict):
+            rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in value.items())
+            lines.append(f" {json.dumps(key)}: {{\n{rows}\n }}" if rows else f" {json.dumps(key)}: {{}}")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def six_digits(values: Iterable[float]) -> tuple[float, ...]:
+    """Numbers as the file holds them."""
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
 def numbers_by_name(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:

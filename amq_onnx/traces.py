@@ -39,7 +39,8 @@ class Trace:
     trace: of the Hessian of the mean loss (weights), or the mean over samples of each sample's own (activations).
     error: its standard error, over the random probes. elements: the block's dimension.
     perturbation: for activations, by bits, E_n[ trace_n / elements * ||Q(a_n) - a_n||^2 ] and its standard error.
-    channels: for weights, the trace of each index of the channel axis (of all together without one).
+    channels: for weights, the trace of each index of the channel axis (of all together without one). channel_variance:
+    the variance of each, over batches of samples and random probes.
     """
 
     trace: float
@@ -47,6 +48,7 @@ class Trace:
     elements: int
     perturbation: dict[int, tuple[float, float]] = field(default_factory=dict)
     channels: NDArray[np.float64] | None = None
+    channel_variance: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
@@ -216,8 +218,7 @@ class _Sweep:
         self.forward = DifferentiableForward(executor, heads, list(activations))
         self.leaves = {name: executor.initializers[name].detach().requires_grad_() for name in weights}
         self.weight_means = {name: UnitMeans() for name in weights}
-        self.channel_sums: dict[str, Tensor] = {}
-        self.channel_draws = 0
+        self.channel_sums: dict[str, dict[int, Tensor]] = {name: {} for name in weights}
         self.activation_means = {name: UnitMeans() for name in activations}
         self.elements: dict[str, int] = {}
         self.errors: dict[str, dict[int, list[float]]] = {
@@ -244,7 +245,6 @@ class _Sweep:
                     parts = per_sample(product, samples)
                     for offset, value in enumerate(parts.tolist()):
                         self.activation_means[name].add(self.samples + offset, value)
-        self.channel_draws += draws
         self.samples += samples
 
     def start_over(self) -> None:
@@ -268,12 +268,13 @@ class _Sweep:
         weights = {}
         sweeps_per_channel = max(1, probes)
         for name, means in self.weight_means.items():
-            channels = self.channel_sums[name].double().cpu().numpy() / sweeps_per_channel / self._total
+            units = torch.stack(list(self.channel_sums[name].values())).cpu().numpy() / sweeps_per_channel / self._total
             weights[name] = Trace(
                 means.total() / self._total,
                 means.standard_error() / self._total,
                 self.leaves[name].numel(),
-                channels=channels,
+                channels=units.sum(0),
+                channel_variance=len(units) * units.var(0, ddof=1) if len(units) > 1 else None,
             )
         activations = {}
         for name, means in self.activation_means.items():
@@ -312,8 +313,8 @@ class _Sweep:
         per_channel = product.double().flatten()[None] if axis is None else product.double().movedim(axis, 0).flatten(1)
         per_channel = per_channel.sum(1)
         self.weight_means[name].add(unit, float(per_channel.sum()))
-        held = self.channel_sums.get(name)
-        self.channel_sums[name] = per_channel if held is None else held + per_channel
+        held = self.channel_sums[name].get(unit)
+        self.channel_sums[name][unit] = per_channel if held is None else held + per_channel
 
     def _measure_perturbations(self, found: Mapping[str, Tensor], samples: int) -> None:
         with torch.no_grad():

@@ -69,6 +69,14 @@ def clocked(name: str, call: Callable[[], Sequence[Allocation]]) -> None:
     print(f"{name}: {time.perf_counter() - begin:.3f} s, {len(result)} points", flush=True)
 
 
+def channels(count: int) -> Problem:
+    """Output channels as sites of their own, of 9 to 4,500 weights each."""
+    rng = np.random.default_rng(4)
+    widths = np.array(WIDTHS)
+    size = -(-9 * rng.integers(1, 500, (count, 1)) * widths // 8)
+    return Problem((10.0 ** rng.uniform(-6, 0, (count, 1)) * 4.0**-widths).tolist(), size.tolist())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--large", action="store_true", help="20,000 sites too")
@@ -89,6 +97,7 @@ def main() -> None:
     worst(made_up(600, 400, 2), 0.4, "1,000 sites, two budgets")
     worst(made_up(1000, 0, 2, coupled=True), 0.3, "1,000 sites, two budgets that share sites")
     worst(made_up(1000, 0, 2, charges=True), None, "1,000 sites, charges")
+    clocked("20,000 channels, frontier", lambda: frontier(channels(20_000), points=50))
     if large:
         worst(made_up(20_000, 0, 3), None, "20,000 sites, one budget")
         worst(made_up(12_000, 8_000, 3), 0.4, "20,000 sites, two budgets")

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from cli.networks import conv_net
+from cli.networks import CLASSES, build, conv_constants, conv_net, conv_nodes, node, scaled
 
 from amq_onnx.allocation import solve
-from amq_onnx.compiler import compile_plan
+from amq_onnx.compiler import Compiler, compile_plan
 from amq_onnx.costs import search_space
 from amq_onnx.errors import UsageError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
@@ -112,3 +112,73 @@ def test_excluded_sites_of_a_full_table(measured):
     space = search_space(prepare(conv_net(), exclude=("w2", "^r1$")), table, WIDTHS, (8,))
     assert space.weights == ("w1", "w3")
     assert "r1" not in space.activations
+
+
+# Widths of channels.
+
+
+@pytest.fixture(scope="module")
+def channels():
+    model = build(
+        [*conv_nodes()[:-1], node("Gemm", "flat w3 b3", "scores")],
+        {"image": ["n", 3, 8, 8]},
+        {"scores": ["n", CLASSES]},
+        conv_constants()
+        | {"w2": scaled(3, 96, 16, 3, 3), "b2": np.zeros(96, np.float32), "w3": scaled(5, 96, CLASSES)},
+    )
+    prepared = prepare(model)
+    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8, channels=True)
+    return prepared, measure_sensitivity(prepared, random_data(model, 8, 0), range(2, 9), (8,), options)
+
+
+def test_every_mix_takes_the_bytes_that_the_search_says(channels):
+    """Graphs with each option of each weight, the others at some width, differ by what the search says."""
+    prepared, table = channels
+    rests = set()
+    compiler = Compiler(prepared, table, range(2, 9), (8,), channels=True)
+    space = compiler.space
+    assert max(map(len, space.widths)) > 20
+    for index, row in enumerate(space.widths[:3]):
+        for option in range(0, len(row), 3):
+            choice = [1 + site for site in range(len(space.widths))]
+            choice = [min(pick, len(widths) - 1) for pick, widths in zip(choice, space.widths, strict=True)]
+            choice[index] = option
+            allocation = space.problem.allocation(choice)
+            rests.add(compiler.build(space.plan(allocation)).graph.ByteSize() - space.bytes(allocation))
+    assert len(rests) == 1
+
+
+def test_losses_of_mixes_are_the_sums_of_their_channels(channels):
+    prepared, table = channels
+    space = search_space(prepared, table, range(2, 9), (8,), channels=True)
+    for name, row, losses in zip(space.weights, space.widths, space.problem.loss, strict=False):
+        assert list(losses) == [table.weights[name].omega(option) for option in row]
+        assert [option for option in row if isinstance(option, int)] == list(range(2, 9)) == list(row[:7])
+
+
+def test_channels_never_lose_to_layers(channels):
+    """With the same table and budget the plan of channels perturbs less, or as much; its file keeps the budget."""
+    prepared, table = channels
+    layers = Compiler(prepared, table, range(2, 9), (8,))
+    mixed = Compiler(prepared, table, range(2, 9), (8,), channels=True)
+    assert mixed.least_bytes == layers.least_bytes
+    better = 0
+    for budget in np.linspace(1.02 * layers.least_bytes, 2.2 * layers.least_bytes, 8).astype(int).tolist():
+        one, two = layers.best(budget), mixed.best(budget)
+        assert two.bytes == two.predicted_bytes <= budget
+        assert two.allocation.loss <= one.allocation.loss * (1 + 1e-12)
+        better += two.allocation.loss < 0.98 * one.allocation.loss
+    assert better >= 2
+
+
+def test_a_size_of_the_frontier_gives_its_plan(measured):
+    """What several weights may share is never held against a plan that fits to the byte."""
+    compiler = Compiler(*measured, WIDTHS, (8,))
+    for point in compiler.frontier(50):
+        found = compiler.best(point.bytes)
+        assert found.allocation.loss <= point.perturbation * (1 + 1e-12)
+
+
+def test_a_table_without_channels(measured):
+    with pytest.raises(UsageError, match=r"no channels of 'w1'.*--granularity channel"):
+        search_space(*measured, WIDTHS, (8,), channels=True)

@@ -22,7 +22,10 @@ plans = st.builds(
     Plan,
     st.text(string.hexdigits, min_size=64, max_size=64),
     st.sampled_from(["mse", "minmax", "percentile"]),
-    st.dictionaries(names, st.integers(1, 8)),
+    st.dictionaries(
+        names,
+        st.integers(1, 8) | st.lists(st.integers(1, 8), min_size=2).map(tuple).filter(lambda row: len(set(row)) > 1),
+    ),
     st.dictionaries(names, activation_plans),
     st.dictionaries(names, st.text(max_size=20)),
 )
@@ -49,6 +52,44 @@ def test_json_is_a_line_a_site():
     assert '  "image": {"bits": 8, "range": [-1.5, 2.0]}' in lines
     body = json.loads(example().to_json())
     assert (body["format"], body["version"]) == ("amq-plan", 1)
+
+
+def test_a_list_of_equal_widths_is_one_width():
+    prepared = prepare(conv_net())
+    one, other = (Plan("", "mse", {"w1": bits}, {}).encodings(prepared)["w1"] for bits in (4, (4,) * 16))
+    assert (other.bits, other.widths) == (one.bits, None)
+    np.testing.assert_array_equal(one.scale, other.scale)
+
+
+@pytest.mark.parametrize(
+    ("widths", "said"), [([], "empty"), ([4, 0], "0 bits"), ([4, 2.5], "2.5 bits"), ([[4], 3], "bits")]
+)
+def test_lists_that_are_no_widths(widths, said):
+    body = json.loads(example().to_json())
+    body["weights"]["w2"] = widths
+    with pytest.raises(UsageError, match=rf"'p.json' gives site 'w2' .*{said}"):
+        Plan.from_json(json.dumps(body), "p.json")
+
+
+def test_channels_take_the_scales_of_their_widths():
+    prepared = prepare(conv_net())
+    widths = (2, 5, 3, 5) * 4
+    mixed = Plan("", "mse", {"w1": widths}, {}).encodings(prepared)["w1"]
+    assert (mixed.bits, mixed.axis, mixed.widths) == (5, 0, widths)
+    for bits in (2, 3, 5):
+        alone = Plan("", "mse", {"w1": bits}, {}).encodings(prepared)["w1"]
+        channels = np.flatnonzero(np.array(widths) == bits)
+        np.testing.assert_array_equal(mixed.scale[channels], alone.scale[channels])
+
+
+def test_widths_for_another_number_of_channels():
+    with pytest.raises(UsageError, match="weight 'w1' 3 widths, but it has 16 channels"):
+        Plan("", "mse", {"w1": (2, 3, 4)}, {}).encodings(prepare(conv_net()))
+
+
+def test_targets_that_cannot_mix():
+    with pytest.raises(UsageError, match=r"channels of 'w1' .*'standard' can't write"):
+        Plan("", "mse", {"w1": (2, 4) * 8}, {}).encodings(prepare(conv_net(), target="standard"))
 
 
 def test_a_plan_without_left_float_is_complete():

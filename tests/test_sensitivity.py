@@ -28,6 +28,15 @@ weight_rows = st.builds(
 
 
 @st.composite
+def rows_with_channels(draw):
+    channels = draw(st.integers(1, 5))
+    numbers = st.lists(positive, min_size=channels, max_size=channels).map(tuple)
+    errors = draw(st.dictionaries(bits, numbers, min_size=1))
+    shape = (channels, draw(st.integers(1, 9)))
+    return WeightRow(shape, draw(finite), draw(positive), dict.fromkeys(errors, 1.0), draw(numbers), errors)
+
+
+@st.composite
 def activation_rows(draw):
     perturbation = draw(st.dictionaries(bits, finite, min_size=1))
     ranges = {width: tuple(sorted(draw(st.tuples(finite, finite)))) for width in perturbation}
@@ -44,7 +53,7 @@ tables = st.builds(
     converged=st.booleans(),
     seed=st.integers(0, 2**32),
     ranges=st.sampled_from(["mse", "minmax", "percentile"]),
-    weights=st.dictionaries(texts, weight_rows),
+    weights=st.dictionaries(texts, weight_rows | rows_with_channels()),
     activations=st.dictionaries(texts, activation_rows()),
     left_float=st.dictionaries(texts, texts),
 )
@@ -167,3 +176,48 @@ def test_integer_outputs_are_left_out_with_a_reason():
     table = measured(model, random_data(model, 8, 0))
     assert table.loss["k"].startswith("left out")
     assert table.loss["y"].startswith("squared")
+
+
+def with_channels(**more):
+    return WeightRow((2, 3), 6.0, 0.1, {2: 5.0, 4: 0.5}, (-1.5, 4.5), {2: (4.0, 1.0), 4: (0.3, 0.2)}, **more)
+
+
+def test_omega_of_channels():
+    """|trace of the channel| / its elements * its squared error, summed."""
+    row = with_channels()
+    assert row.omega(2) == pytest.approx(1.5 / 3 * 4 + 4.5 / 3 * 1)
+    assert row.omega((2, 4)) == pytest.approx(1.5 / 3 * 4 + 4.5 / 3 * 0.2)
+    assert row.omega((4, 4)) == row.omega(4)
+    assert WeightRow((2, 3), -6.0, 0.1, {2: 5.0}).omega(2) == 5.0
+    with pytest.raises(ValueError, match="not measured"):
+        WeightRow((2, 3), 6.0, 0.1, {2: 5.0, 4: 0.5}).omega((2, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"channel_trace": [1.0]}, "different numbers of channels"),
+        ({"channel_trace": [1.0] * 4, "channel_error": {"2": [1.0] * 4, "4": [1.0] * 4}}, "different numbers"),
+        ({"channel_error": {"2": [4.0, 1.0]}}, "other widths"),
+        ({"channel_error": {"2": [4.0, -1.0], "4": [1.0, 1.0]}}, "below 0"),
+        ({"channel_error": {"2": [4.0, float("inf")], "4": [1.0, 1.0]}}, "finite"),
+        ({"channel_error": None}, "complete"),
+    ],
+)
+def test_channels_that_do_not_fit(change, said):
+    table = Sensitivity("f", "gauss-newton", {}, 1, 2, True, 0, "mse", {"w": with_channels()}, {})
+    body = json.loads(table.to_json())
+    body["weights"]["w"] |= change
+    with pytest.raises(UsageError, match=f"'s.json'.*{said}"):
+        Sensitivity.from_json(json.dumps(body), "s.json")
+
+
+def test_channels_are_measured_where_asked():
+    """They sum to the weight's own trace and errors."""
+    model = build([node("Gemm", "x w", "y", transB=1)], {"x": ["n", 6]}, {"y": ["n", 4]}, {"w": noise(1, 4, 6)})
+    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8, channels=True)
+    row = measure_sensitivity(prepare(model), random_data(model, 8, 0), (2, 4), None, options).weights["w"]
+    assert sum(row.channel_trace) == pytest.approx(row.trace, rel=1e-5)
+    for bits, errors in row.channel_error.items():
+        assert sum(errors) == pytest.approx(row.squared_error[bits], rel=1e-5)
+        assert len(errors) == 4

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-MAX_OPTIONS = 16  # the search packs an option index into four bits
+MAX_OPTIONS = 256  # the search packs an option index into eight bits, or four where they do
 MAX_LABELS = 8
 _MAX_TOTAL = 1 << 52  # sums of costs are exact in int64 and in floating point
 
@@ -60,7 +60,7 @@ class Allocation:
 class Problem:
     """A multiple-choice knapsack problem: exactly one option per site, least total loss, costs in budgets.
 
-    Immutable and validated; the sites may have different numbers of options (1 to 16).
+    Immutable and validated; the sites may have different numbers of options (1 to 256).
 
     Attributes:
         loss: loss[i][j] >= 0 of option j at site i; finite, otherwise any shape (ties, bumps, zeros).
@@ -71,7 +71,7 @@ class Problem:
             missing here is free. At most 8 labels with a charge.
 
     Raises:
-        ValueError: ragged shapes that differ between fields, no options at a site or more than 16, a loss
+        ValueError: ragged shapes that differ between fields, no options at a site or more than 256, a loss
             that isn't finite or is negative, a cost that isn't a whole number or is negative, sums beyond
             2**52, or more than 8 labels with a charge.
     """

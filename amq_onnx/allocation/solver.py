@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from math import inf
+from math import fsum, inf
 
 import numpy as np
 
@@ -105,6 +105,12 @@ class Solver:
             assert size_budget is not None
             raise Infeasible("size", self.smallest(), size_budget)
         return self.problem.allocation(best[2])
+
+    def lower_bound(self, size_budget: int) -> float:
+        """No allocation within the size budget loses less, charges and the second budget left out of account."""
+        regret = self.without(_NONE).lower_bound(size_budget - self.table.size_floor)
+        least = fsum(map(min, self.problem.loss))
+        return (regret + least) * (1 - 2.0**-40) if regret < inf else inf
 
     def smallest(self) -> int:
         """The smallest possible size, bytes."""

@@ -18,7 +18,8 @@ from amq_onnx.allocation.problem import Floats, Ints
 from amq_onnx.allocation.tail import Numbers, Projection, Tail
 
 Words = NDArray[np.uint64]
-_PER_WORD = 16  # four bits per site
+_WORD_BITS = 64
+_FEW_OPTIONS = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Core:
     bound: float
     slip: float
     projections: tuple[Projection, ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits of an option index in a packed choice."""
+        return 4 if self.loss.shape[1] <= _FEW_OPTIONS else 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def sweep(core: Core, limit: int, cap: int, *, strict: bool) -> Outcome:
     rows = core.loss.shape[0]
     if not rows and min(core.room) < 0:
         return Outcome(None, limit, True)
-    words = max(1, -(-rows // _PER_WORD))
+    words = max(1, -(-rows * core.bits // _WORD_BITS))
     zero = np.zeros(1, np.int64)
     states = _States(zero + core.fixed, zero, None if core.second is None else zero, np.zeros((words, 1), np.uint64))
     found: Ints | None = None
@@ -206,13 +212,14 @@ def _undominated(states: _States) -> Ints:
 
 
 def _pack(core: Core, packed: Words, row: int, option: Ints) -> Words:
-    rank = int(core.rank[row])
+    per_word, rank = _WORD_BITS // core.bits, int(core.rank[row])
     result = packed.copy()
-    result[rank // _PER_WORD] |= option.astype(np.uint64) << np.uint64(4 * (_PER_WORD - 1 - rank % _PER_WORD))
+    result[rank // per_word] |= option.astype(np.uint64) << np.uint64(core.bits * (per_word - 1 - rank % per_word))
     return result
 
 
 def _unpack(core: Core, packed: Words) -> Ints:
-    word, place = core.rank // _PER_WORD, core.rank % _PER_WORD
-    shift = (4 * (_PER_WORD - 1 - place)).astype(np.uint64)
-    return ((packed[word] >> shift) & np.uint64(15)).astype(np.int64)
+    per_word = _WORD_BITS // core.bits
+    word, place = core.rank // per_word, core.rank % per_word
+    shift = (core.bits * (per_word - 1 - place)).astype(np.uint64)
+    return ((packed[word] >> shift) & np.uint64(2**core.bits - 1)).astype(np.int64)

@@ -33,7 +33,14 @@ def run(arguments: argparse.Namespace) -> None:
     table = options.loaded_sensitivity(arguments.sensitivity)
     assert table is not None
     prepared = options.prepared(arguments, read_model(arguments.model))
-    compiler = Compiler(prepared, table, bits, activation_bits, activation_average=arguments.activation_average)
+    compiler = Compiler(
+        prepared,
+        table,
+        bits,
+        activation_bits,
+        activation_average=arguments.activation_average,
+        channels=arguments.granularity == "channel",
+    )
     points = compiler.frontier(arguments.points)
     original = file_bytes(arguments.model)
     step = max(1, len(points) // _SHOWN)

@@ -110,6 +110,17 @@ def add_widths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation-average", type=float, metavar="B", help="bound on the mean width of activation elements"
     )
+    add_granularity(parser)
+
+
+def add_granularity(parser: argparse.ArgumentParser) -> None:
+    """What has a width of its own."""
+    parser.add_argument(
+        "--granularity",
+        choices=["layer", "channel"],
+        default="layer",
+        help="one width a weight, or each output channel its own, where that pays (default: %(default)s)",
+    )
 
 
 def add_measurement(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +258,7 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         seed=arguments.seed,
         device=require_device(arguments.device),
         correct_biases=not arguments.no_bias_correction,
+        channels=arguments.granularity == "channel",
     )
 
 
@@ -288,7 +300,13 @@ def prepared(arguments: argparse.Namespace, model: onnx.ModelProto) -> Prepared:
 
 def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequence[int] | None]:
     """Widths of weights and activations, where a budget decides between them."""
-    check_widths(arguments.bits, arguments.activation_bits, arguments.activation_average, arguments.target)
+    check_widths(
+        arguments.bits,
+        arguments.activation_bits,
+        arguments.activation_average,
+        arguments.target,
+        arguments.granularity,
+    )
     return arguments.bits, arguments.activation_bits
 
 

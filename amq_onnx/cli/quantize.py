@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             bits=bits,
             activation_bits=activation_bits,
             activation_average=arguments.activation_average,
+            granularity=arguments.granularity,
             exclude=arguments.exclude,
             target=arguments.target,
             opset=arguments.opset,

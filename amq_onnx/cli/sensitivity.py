@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="8|4-8|float",
         help="widths of activations that the table should know",
     )
+    options.add_granularity(parser)
     options.add_graph(parser)
     options.add_measurement(parser)
 

@@ -7,10 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from amq_onnx.cli import console
 from amq_onnx.model.file import write_text
 from amq_onnx.pipeline import Result
 from amq_onnx.plan import Plan
+from amq_onnx.quantizer.encoding import Widths
 from amq_onnx.runtime.verification import Verification
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.size_search import Trial
@@ -95,7 +98,7 @@ def print_layers(result: Result) -> None:
             [
                 name,
                 console.count(row.elements),
-                str(bits),
+                _mix(bits),
                 console.real(row.trace / row.elements),
                 console.percent(row.trace_error / abs(row.trace)) if row.trace else "-",
                 console.real(row.omega(bits)),
@@ -177,7 +180,20 @@ def _print_notes(verification: Verification) -> None:
 def mean_bits(plan: Plan, sensitivity: Sensitivity) -> float:
     """Mean width of a weight."""
     elements = {name: sensitivity.weights[name].elements for name in plan.weights}
-    return sum(plan.weights[name] * count for name, count in elements.items()) / sum(elements.values())
+    return sum(_mean(plan.weights[name]) * count for name, count in elements.items()) / sum(elements.values())
+
+
+def _mean(widths: Widths) -> float:
+    """Mean width of a weight's channels, which all have as many elements."""
+    return float(np.mean(widths))
+
+
+def _mix(widths: Widths) -> str:
+    """A width, or the mean of the channels' and how many have which."""
+    if isinstance(widths, int):
+        return str(widths)
+    counts = " + ".join(f"{count} x {bits}" for bits, count in sorted(Counter(widths).items()))
+    return f"{_mean(widths):.2f} ({counts})"
 
 
 def result_data(result: Result) -> dict[str, Any]:
@@ -190,7 +206,8 @@ def result_data(result: Result) -> dict[str, Any]:
         "trials": [asdict(trial) for trial in result.trials],
         "predicted_bytes": result.predicted_bytes,
         "mean_weight_bits": mean_bits(plan, sensitivity),
-        "weight_widths": dict(sorted(Counter(plan.weights.values()).items())),
+        "weight_widths": dict(sorted(Counter(bits for bits in plan.weights.values() if isinstance(bits, int)).items())),
+        "mixed_weights": sum(not isinstance(bits, int) for bits in plan.weights.values()),
         "perturbation": result.perturbation,
         "shares": result.shares,
         "weights": plan.weights,

@@ -47,3 +47,15 @@ class UnitMeans:
     def standard_error(self) -> float:
         """Standard error of `total`."""
         return float(np.sqrt(self.variances().sum()))
+
+
+def shrunk(values: NDArray[np.float64], variances: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Estimates drawn towards their mean by the share of their spread that is chance (James and Stein 1961).
+
+    variances: of each estimate, None where they are unknown: then nothing but the mean is. The mean stays. A class that
+    no sample belongs to has no curvature on these data, which says nothing of others: where few samples make up what an
+    estimate is, all take the mean.
+    """
+    spread = float(values.var(ddof=1)) if len(values) > 1 else 0.0
+    chance = 1.0 if variances is None or spread == 0 else float(variances.mean()) / spread
+    return np.asarray(values.mean() + max(0.0, 1 - chance) * (values - values.mean()), np.float64)

@@ -14,6 +14,15 @@ RangeMethod = Literal["curvature", "mse", "minmax", "percentile"]
 """How ranges are found; for weights `curvature` is `mse`."""
 
 
+Widths = int | tuple[int, ...]
+"""The bits of a tensor, or of each of its channels."""
+
+
+def distinct(widths: Widths) -> tuple[int, ...]:
+    """The widths that are in use, rising."""
+    return (widths,) if isinstance(widths, int) else tuple(sorted(set(widths)))
+
+
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """An affine encoding `real = scale * (code - zero_point)` of `bits` bits.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amq_onnx.quantizer.encoding import Encoding, RangeMethod, code_range
+from amq_onnx.quantizer.encoding import Encoding, RangeMethod, Widths, code_range, distinct
 
 # Scales tried a channel by bits: at high widths the error has many local minima.
 _CANDIDATES = {1: 40, 2: 40, 3: 40, 4: 60, 5: 80, 6: 80, 7: 80, 8: 80}
@@ -67,6 +67,22 @@ def weight_encodings(
             encodings[bits] = Encoding(bits, signed=True, scale=scale[0] if axis is None else scale, axis=axis)
             errors[bits] = np.concatenate([error for _, error in found])
     return WeightEncodings(encodings, errors)
+
+
+def encoding_at(weight: NDArray[np.float32], axis: int | None, widths: Widths, method: RangeMethod = "mse") -> Encoding:
+    """The encoding of `weight` at `widths`: each channel's scale is that of a weight of its width.
+
+    Raises ValueError for widths of channels where there is no axis or another number of channels.
+    """
+    if isinstance(widths, int):
+        return weight_encodings(weight, axis, [widths], method).encodings[widths]
+    if axis is None or len(widths) != weight.shape[axis]:
+        raise ValueError(f"{len(widths)} widths for {1 if axis is None else weight.shape[axis]} channels")
+    scale = np.zeros(len(widths), np.float32)
+    for bits in distinct(widths):
+        channels = np.flatnonzero(np.array(widths) == bits)
+        scale[channels] = encoding_at(np.take(weight, channels, axis), axis, bits, method).scale
+    return Encoding(max(widths), signed=True, scale=scale, axis=axis, widths=widths)
 
 
 def bias_safe_scale(encoding: Encoding, bias: NDArray[np.float32], input_scale: float) -> NDArray[np.float32]:

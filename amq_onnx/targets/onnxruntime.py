@@ -91,7 +91,7 @@ class OnnxRuntimeTarget(Target):
         steps.append(("Reshape", (made.use(_shape_key(channels_first)),), {}))
         order = [channel for channels in groups.values() for channel in channels]
         if order != sorted(order):
-            steps.append(("Gather", (made.order(f"{name}p", order),), {"axis": 0}))
+            steps.append(("Gather", (made.order(f"{name}p", order),), {}))
         if axis:
             back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
             steps.append(("Transpose", (), {"perm": back}))

@@ -176,7 +176,7 @@ def test_a_charge_can_decide():
     "arguments",
     [
         {"loss": [[]], "size": [[]]},
-        {"loss": [[1.0] * 17], "size": [[1] * 17]},
+        {"loss": [[1.0] * 257], "size": [[1] * 257]},
         {"loss": [[float("nan")]], "size": [[1]]},
         {"loss": [[float("inf")]], "size": [[1]]},
         {"loss": [[-1.0]], "size": [[1]]},

@@ -450,6 +450,23 @@ def test_a_search_without_anything_to_verify_on(refused, case, out):
     refused("quantize", case.model, "-o", out, "--from-sensitivity", case.table, "--max-drop=.1", names="--max-drop")
 
 
+def test_channels_that_the_table_or_the_target_lacks(refused, case, out):
+    asked = ["--size", "0.5", "--from-sensitivity", case.table, "--granularity", "channel"]
+    refused("quantize", case.model, "-o", out, *asked, names=["'w1'", "--granularity"])
+    refused("quantize", case.model, "-o", out, *asked, "--target", "standard", names=["--granularity", "'standard'"])
+
+
+@pytest.mark.parametrize(
+    ("widths", "named"), [([4, 2, 3], ["'w1'", "3 widths", "16 channels"]), ([4, "x"], ["'w1'", "'x'"]), ([], ["'w1'"])]
+)
+def test_widths_of_channels_that_do_not_fit(refused, case, out, tmp_path, widths, named):
+    body = json.loads(case.plan.read_text())
+    body["weights"]["w1"] = widths
+    plan = tmp_path / "p.json"
+    plan.write_text(json.dumps(body))
+    refused("apply", case.model, plan, "-o", out, names=named)
+
+
 def test_a_gate_on_decibels(refused, case, out):
     more = ["--metric", "sqnr", "--max-drop", "1"]
     refused(*quantize(case.model, out, case.data, *more), names=["--max-drop", "sqnr"])
@@ -574,7 +591,7 @@ def test_plan_of_another_version(refused, case, out, plan, version):
     refused("apply", case.model, path, "-o", out, names=[path, "version"])
 
 
-@pytest.mark.parametrize("bits", [17, 0, -1, 4.5, "4", None, True, [4]])
+@pytest.mark.parametrize("bits", [17, 0, -1, 4.5, "4", None, True, [4, None]])
 def test_plan_with_impossible_widths(refused, case, out, plan, bits):
     path = plan(lambda body: body["weights"].update(w2=bits))
     refused("apply", case.model, path, "-o", out, names=[path, "'w2'"])

@@ -382,6 +382,36 @@ def test_a_drop_that_few_samples_leave_in_doubt_is_noted(amq, case, tmp_path):
     assert "drop of top1 (95 % interval)" in ran.out
 
 
+def test_channels_with_widths_of_their_own(amq, case, tmp_path, read_json):
+    out, again, plan, table, summary = (tmp_path / name for name in ("o.onnx", "a.onnx", "p.json", "s.json", "j.json"))
+    asked = ["--size", "0.27", "--granularity", "channel", "--json", summary, "--save-plan", plan]
+    more = ["--data", case.data, "--save-sensitivity", table, *FAST]
+    ran = amq("quantize", case.model, "-o", out, *asked, *more)
+    assert ran.code == 0, ran.err
+    found = read_json(summary)
+    assert found["bytes"] == found["predicted_bytes"] == out.stat().st_size <= found["budget_bytes"]
+    mixed = {name: bits for name, bits in read_json(plan)["weights"].items() if isinstance(bits, list)}
+    assert found["mixed_weights"] == len(mixed) > 0
+    for name, bits in mixed.items():
+        assert len(bits) == {"w1": 16, "w2": 32, "w3": 10}[name]
+        counts = " + ".join(f"{bits.count(width)} x {width}" for width in sorted(set(bits)))
+        assert f"{np.mean(bits):.2f} ({counts})" in ran.out
+    # The saved table gives the same file, and so does the plan; the plan can be edited.
+    assert amq("quantize", case.model, "-o", again, *asked, "--from-sensitivity", table).code == 0
+    assert again.read_bytes() == out.read_bytes()
+    assert amq("apply", case.model, plan, "-o", again).code == 0
+    assert again.read_bytes() == out.read_bytes()
+    body = read_json(plan)
+    body["weights"]["w1"] = [8, 3] * 8
+    plan.write_text(json.dumps(body))
+    assert amq("apply", case.model, plan, "-o", again).code == 0
+    assert again.read_bytes() != out.read_bytes()
+    outputs_of(again, {"image": networks.images(2)})
+    ran = amq("frontier", case.model, table, "--granularity", "channel", "--json", summary, "--points", "50")
+    assert ran.code == 0, ran.err
+    assert any(isinstance(bits, list) for point in read_json(summary) for bits in point["weights"].values())
+
+
 def test_evaluation_data_of_their_own(amq, case, tmp_path, read_json):
     images = networks.images(7, seed=3)
     labels = networks.run_float(networks.conv_net(), {"image": images})["scores"].argmax(1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amq_onnx.curvature.draws import rademacher_like
-from amq_onnx.curvature.statistics import UnitMeans
+from amq_onnx.curvature.statistics import UnitMeans, shrunk
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])
@@ -41,6 +41,32 @@ def test_a_unit_drawn_once_makes_the_error_infinite():
 def test_no_draws_sum_to_zero():
     assert UnitMeans().total() == 0.0
     assert UnitMeans().standard_error() == 0.0
+
+
+def test_estimates_are_shrunk_by_the_share_of_chance_in_their_spread():
+    """Of noisy estimates of known numbers the shrunk ones are nearer, and by about as much as can be."""
+    rng = np.random.default_rng(1)
+    truth = rng.normal(5, 1, 4000)
+    for noise in (0.1, 1.0, 3.0):
+        found = truth + noise * rng.standard_normal(4000)
+        better = shrunk(found, np.full(4000, noise**2))
+        assert better.mean() == pytest.approx(found.mean())
+        assert np.square(better - truth).mean() == pytest.approx(noise**2 / (1 + noise**2), rel=0.1)
+
+
+def test_what_one_batch_alone_says_is_shrunk_to_the_mean():
+    """Channels that matter on a single batch of 32 each, and channels that happened to matter on none."""
+    units = np.zeros((32, 100))
+    units[np.arange(32), np.arange(32)] = 1.0
+    found = shrunk(units.sum(0), 32 * units.var(0, ddof=1))
+    assert found.max() < 1.6 * found.mean()
+    assert found.min() > 0.7 * found.mean()
+
+
+def test_shrinking_without_a_spread_or_variances():
+    np.testing.assert_array_equal(shrunk(np.full(3, 2.0), np.zeros(3)), 2.0)
+    np.testing.assert_array_equal(shrunk(np.array([1.0, 3.0]), None), 2.0)
+    np.testing.assert_array_equal(shrunk(np.array([7.0]), np.array([1.0])), 7.0)
 
 
 def test_signs_are_fair_independent_and_follow_the_seed():
