@@ -163,12 +163,14 @@ class _Training:
             self.processes.average(self.parameters.gradients())
             self.optimizer.step()
             self.schedule.step()
-            total += float(loss)
+            total += loss.item()
             count += 1
             if progress is not None:
                 progress(f"fine-tuning, epoch {self.epoch + 1}", count, self.steps // self.options.epochs)
         self.epoch += 1
-        return total / count
+        mean = torch.tensor(total / count, device=self.student.device)
+        self.processes.average([mean])
+        return mean.item()
 
     def judge(self, loss: float) -> None:
         """Measure where training stands, and keep it if it is the best so far."""

@@ -1,0 +1,134 @@
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amq_onnx.errors import DataError, UsageError
+from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
+from amq_onnx.tuning.quantizers import find_biases, find_quantizers
+from tuning.graphs import quantize, residual
+
+OPTIONS = FineTuneOptions(epochs=4, batch_size=16)
+ONE_STEP = FineTuneOptions(epochs=1, batch_size=144)
+# So slow that no code changes, which would amplify what is nothing but rounding.
+SLOW = FineTuneOptions(epochs=2, batch_size=16, weight_rate=1e-5, scale_rate=1e-6, bias_rate=1e-6)
+_PROCESS = """
+import sys
+import numpy as np
+import torch
+sys.path.insert(0, sys.argv[1])
+from tuning.test_finetune import ONE_STEP, SLOW, case, tuned
+from amq_onnx.tuning.processes import Processes, is_first
+processes = Processes()
+ranks = [torch.full((2, 3), float(processes.rank)), torch.tensor(4.0 * processes.rank)]
+processes.average(ranks)
+assert (ranks[0] == 0.5).all() and ranks[1] == 2 and processes.from_first(processes.rank) == 0
+values, _ = tuned(case(), ONE_STEP)
+_, reports = tuned(case(), SLOW)
+if is_first():
+    np.savez(sys.argv[2], losses=[report.loss for report in reports], **values)
+"""
+
+
+def case(**more):
+    return quantize(residual(), "scores", 2, 4, samples=160, loss="softmax", **more)
+
+
+def tuned(case, options, **more):
+    return fine_tune(case.prepared.model, case.quantized, case.heads, case.losses, case.data, options, **more)
+
+
+def test_comes_closer_to_the_float_graph_and_keeps_the_best_epoch():
+    quantized = case()
+    values, reports = tuned(quantized, OPTIONS)
+    assert len(reports) == OPTIONS.epochs + 1
+    best = max(reports, key=lambda report: (report.agreement, -report.divergence))
+    assert best.divergence < 0.7 * reports[0].divergence and best.agreement >= reports[0].agreement
+    weights, activations = find_quantizers(quantized.quantized)
+    scales = [site.scale for site in (*weights.values(), *activations.values())]
+    nonzero = [name for name in find_biases(quantized.quantized) if name in values]
+    assert set(values) == {*weights, *scales, *nonzero}
+
+
+def test_never_worse_than_the_start():
+    quantized = case()
+    wild = replace(OPTIONS, epochs=1, weight_rate=50.0, scale_rate=3.0)
+    values, reports = tuned(quantized, wild)
+    assert reports[1].divergence > reports[0].divergence
+    held = {tensor.name: tensor for tensor in quantized.quantized.graph.initializer}
+    for name, value in values.items():
+        np.testing.assert_allclose(
+            value, np.frombuffer(held[name].raw_data, np.float32).reshape(value.shape), rtol=1e-6
+        )
+
+
+def test_the_same_numbers_from_a_run_that_was_interrupted(tmp_path):
+    quantized = case()
+    whole, reports = tuned(quantized, OPTIONS)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(what, done, of):
+        if "epoch 3" in what:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tuned(quantized, OPTIONS, checkpoint=Checkpoint(tmp_path), progress=stop)
+    resumed, again = tuned(quantized, OPTIONS, checkpoint=Checkpoint(tmp_path, resume=True))
+    assert again == reports
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value)
+    with pytest.raises(UsageError, match="another run"):
+        tuned(quantized, replace(OPTIONS, epochs=5), checkpoint=Checkpoint(tmp_path, resume=True))
+
+
+def test_labels_join_in_where_they_are_asked_for():
+    labelled = case(labels=np.arange(160) % 5)
+    values, _ = tuned(labelled, replace(OPTIONS, epochs=1, label_share=1.0))
+    without, _ = tuned(labelled, replace(OPTIONS, epochs=1))
+    assert any(not np.array_equal(values[name], without[name]) for name in values) or values == without
+    with pytest.raises(DataError, match="labels"):
+        tuned(case(), replace(OPTIONS, label_share=0.5))
+
+
+def test_augmentation_is_applied_and_checked():
+    seen = []
+
+    def mirrored(batch, generator):
+        seen.append(generator.integers(1 << 30))
+        return {"image": batch["image"][..., ::-1]}
+
+    tuned(case(), replace(OPTIONS, epochs=2, augment=mirrored))
+    assert len(seen) == len(set(seen)) == 2 * (144 // 16)
+    with pytest.raises(DataError, match="'image'"):
+        tuned(case(), replace(OPTIONS, augment=lambda batch, generator: {}))
+    with pytest.raises(DataError, match="ZeroDivisionError"):
+        tuned(case(), replace(OPTIONS, augment=lambda batch, generator: 1 // 0))
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tests = Path(__file__).resolve().parent.parent
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _PROCESS, str(tests), str(tmp_path / "two.npz")]
+    processes = [
+        subprocess.Popen(command, env={**common, "WORLD_SIZE": "2", "RANK": str(rank)}, cwd=tests.parent)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    one, _ = tuned(case(), ONE_STEP)
+    _, reports = tuned(case(), SLOW)
+    with np.load(tmp_path / "two.npz") as two:
+        # Adam's first step is the gradient's sign: what differs are gradients that are nothing but rounding.
+        same = [np.isclose(two[name], value, rtol=1e-5, atol=1e-7).mean() for name, value in one.items()]
+        assert set(two.files) == {*one, "losses"} and np.mean(same) > 0.99
+        np.testing.assert_allclose(two["losses"], [report.loss for report in reports], rtol=1e-3)
