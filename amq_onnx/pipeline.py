@@ -120,6 +120,7 @@ def quantize(
     judged: dict[str, Any] = {"metric": metric, "provider": provider, "progress": progress}
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     calibration = dataset(data, proto)
+    tuner = _tuner(tune, calibration, Checkpoint(checkpoint, resume), progress)
     if sensitivity is None:
         if calibration is None:
             raise UsageError("sensitivity needs calibration data: give --data (or --random)")
@@ -134,7 +135,7 @@ def quantize(
         keep_metadata=keep_metadata,
         channels=granularity == "channel",
     )
-    build = _Builder(compiler, _tuner(tune, calibration, sensitivity, Checkpoint(checkpoint, resume), progress))
+    build = _Builder(compiler, tuner)
     against = dataset(evaluation, proto) if evaluation is not None else calibration
     if max_drop is not None and against is None:
         raise UsageError("--max-drop needs --data or --eval to verify on")
@@ -186,7 +187,7 @@ class _Builder:
 
         def tune(model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
             assert self.tuner is not None
-            learned.append(self.tuner(model, quantized, str(candidate.bytes)))
+            learned.append(self.tuner(model, quantized, str(candidate.bytes), self.compiler.space.sensitivity.loss))
             return learned[0].values
 
         candidate = self.compiler.tuned(candidate, tune)
@@ -197,7 +198,6 @@ class _Builder:
 def _tuner(
     tune: TuneMethod | TuningOptions | None,
     calibration: Dataset | None,
-    sensitivity: Sensitivity,
     checkpoint: Checkpoint,
     progress: Progress | None,
 ) -> Tuner | None:
@@ -208,7 +208,7 @@ def _tuner(
         return None
     if calibration is None:
         raise UsageError(f"--tune {method} needs calibration data: give --data")
-    return Tuner(calibration, replace(options, method=method), sensitivity.loss, checkpoint, progress)
+    return Tuner(calibration, replace(options, method=method), checkpoint, progress)
 
 
 def _smallest(

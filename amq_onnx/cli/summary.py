@@ -17,6 +17,10 @@ from amq_onnx.quantizer.encoding import Widths
 from amq_onnx.runtime.verification import Verification
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.size_search import Trial
+from amq_onnx.tuning.rounding import Tuned
+
+# Learned codes should have reached whole numbers before they are made whole.
+_SETTLED = 0.99
 
 
 def print_sensitivity(sensitivity: Sensitivity) -> None:
@@ -79,9 +83,46 @@ def print_result(result: Result) -> None:
     console.table("before and after", ["", "float", "quantized"], rows)
     if result.verification is not None:
         _print_notes(result.verification)
+    if result.tuned is not None:
+        print_tuning(result.tuned)
     if result.trials:
         console.line(f"searched {len(result.trials)} files: {', '.join(_trial(trial) for trial in result.trials)}")
     console.line(f"runs on onnxruntime {result.oldest_runtime} and newer")
+
+
+def print_tuning(tuned: Tuned) -> None:
+    """A row a block, and a row an epoch where the whole graph was trained."""
+    console.table(
+        f"learned rounding ({tuned.samples} samples)",
+        ["block", "weights", "loss, nearest", "loss, learned", "settled", "changed"],
+        [
+            [
+                ", ".join(block.outputs),
+                str(len(block.weights)),
+                console.real(block.nearest),
+                console.real(block.learned),
+                console.percent(block.settled),
+                console.percent(block.changed),
+            ]
+            for block in tuned.blocks
+        ],
+    )
+    if any(block.settled < _SETTLED for block in tuned.blocks):
+        console.note("some codes were still between two whole numbers when they were rounded: raise --tune-steps")
+    if tuned.epochs:
+        console.table(
+            "fine-tuning",
+            ["epoch", "loss", "agreement held out", "divergence held out"],
+            [
+                [
+                    str(number) if number else "start",
+                    console.real(epoch.loss) if number else "",
+                    "" if epoch.agreement is None else f"{epoch.agreement:.4f}",
+                    console.real(epoch.divergence),
+                ]
+                for number, epoch in enumerate(tuned.epochs)
+            ],
+        )
 
 
 def _trial(trial: Trial) -> str:
@@ -203,6 +244,13 @@ def result_data(result: Result) -> dict[str, Any]:
         "bytes": result.bytes,
         "float_bytes": result.float_bytes,
         "budget_bytes": result.budget,
+        "tuned": None
+        if result.tuned is None
+        else {
+            "samples": result.tuned.samples,
+            "blocks": [asdict(block) for block in result.tuned.blocks],
+            "epochs": [asdict(epoch) for epoch in result.tuned.epochs],
+        },
         "trials": [asdict(trial) for trial in result.trials],
         "predicted_bytes": result.predicted_bytes,
         "mean_weight_bits": mean_bits(plan, sensitivity),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.losses import Loss
-from amq_onnx.errors import DataError, UsageError
+from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import fingerprint
@@ -88,7 +88,7 @@ def fine_tune(
     """Initializers of `quantized`, the quantized form of `model`, after the best epoch; and what each epoch gave.
 
     The best epoch is that of the best agreement with the float graph on held-out samples, the start included.
-    Raises DataError where labels are asked for and missing, UsageError for a checkpoint of another run.
+    Raises UsageError for a checkpoint of another run.
     """
     checkpoint = checkpoint or Checkpoint()
     training = _Training(model, quantized, heads, losses, data, options)
@@ -145,9 +145,6 @@ class _Training:
             raise UsageError("the data have fewer samples than there are processes: start fewer")
         self.parameters = _Parameters(quantized, self.student, options)
         self.optimizer = torch.optim.Adam(self.parameters.groups())
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
-        )
         self.epoch = 0
         self.best: dict[str, Array] = {}
         self.reports: list[EpochReport] = []
@@ -156,17 +153,20 @@ class _Training:
         """One pass over the data; the mean loss of its steps."""
         total = 0.0
         count = 0
+        whole = self.steps // self.options.epochs
         for batch in self.loader.epoch(self.epoch):
             loss = self._loss(batch)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.processes.average(self.parameters.gradients())
+            share = (self.epoch * whole + count) / self.steps
+            for group, rate in zip(self.optimizer.param_groups, self.parameters.rates(), strict=True):
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
             self.optimizer.step()
-            self.schedule.step()
             total += loss.item()
             count += 1
             if progress is not None:
-                progress(f"fine-tuning, epoch {self.epoch + 1}", count, self.steps // self.options.epochs)
+                progress(f"fine-tuning, epoch {self.epoch + 1}", count, whole)
         self.epoch += 1
         mean = torch.tensor(total / count, device=self.student.device)
         self.processes.average([mean])
@@ -233,8 +233,6 @@ class _Training:
                     key: torch.from_numpy(np.array(held[f"{key}/{index}"])) for key in ("exp_avg", "exp_avg_sq", "step")
                 }
         self.optimizer.load_state_dict(state)
-        for _ in range(self.epoch * (self.steps // self.options.epochs)):
-            self.schedule.step()
 
     def _loss(self, batch: Batch) -> Tensor:
         feeds = tensors(batch, self.student)
@@ -247,8 +245,6 @@ class _Training:
             for head, loss in zip(self.heads, self.losses, strict=True)
         ]
         if share:
-            if LABELS not in batch or LABELS in self.student.inputs:
-                raise DataError("--label-share needs `labels` in the data: add them, or leave the option out")
             target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.student.device)
             parts += [
                 share * loss.value(found[head.tensor], target).mean()
@@ -286,8 +282,12 @@ class _Parameters:
         self._rates.append((kind[name], rate))
 
     def groups(self) -> list[dict[str, object]]:
-        """Parameter groups for the optimizer."""
+        """Parameter groups for the optimizer, one a variable."""
         return [{"params": [variable], "lr": rate} for variable, rate in self._rates]
+
+    def rates(self) -> list[float]:
+        """The rate that each group starts with."""
+        return [rate for _, rate in self._rates]
 
     def variables(self) -> list[Tensor]:
         """All variables, in the optimizer's order."""

@@ -10,6 +10,7 @@ import onnx
 import torch
 
 from amq_onnx.calibration import Progress, tensors
+from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head, LossName, find_heads
@@ -40,26 +41,32 @@ class TuningOptions:
 class Tuner:
     """Learns the numbers of quantized graphs from calibration data.
 
-    chosen: by head tensor, the name of its loss and why, as the sensitivity was measured with.
+    Raises DataError where labels are to join in and the data have none.
     """
 
     def __init__(
         self,
         data: Dataset,
         options: TuningOptions,
-        chosen: Mapping[str, str],
         checkpoint: Checkpoint,
         progress: Progress | None = None,
     ) -> None:
         self.data = data
         self.options = options
-        self.chosen = chosen
         self.checkpoint = checkpoint
         self.progress = progress
+        if options.method == "full" and options.full.label_share and not data.has_labels():
+            raise DataError("--label-share needs `labels` in the data: add them, or leave the option out")
 
-    def __call__(self, model: onnx.ModelProto, quantized: onnx.ModelProto, name: str) -> Tuned:
-        """What is learned of `quantized`, the quantized form of `model`; `name` tells its checkpoint from others'."""
-        heads = self._heads(model)
+    def __call__(
+        self, model: onnx.ModelProto, quantized: onnx.ModelProto, name: str, chosen: Mapping[str, str]
+    ) -> Tuned:
+        """What is learned of `quantized`, the quantized form of `model`.
+
+        name: tells its checkpoint from others'. chosen: by head tensor, the name of its loss and why, as the
+        sensitivity was measured with.
+        """
+        heads = _heads(model, chosen)
         losses = losses_for(heads, self._mean_squares(model, heads))
         checkpoint = self.checkpoint.inside(name)
         processes = Processes(self.options.full.device) if self.options.method == "full" else None
@@ -92,15 +99,6 @@ class Tuner:
         )
         return replace(learned, values={**learned.values, **values}, epochs=epochs)
 
-    def _heads(self, model: onnx.ModelProto) -> list[Head]:
-        found, _ = find_heads(model)
-        kinds = {name: text.partition(":")[0] for name, text in self.chosen.items()}
-        for index, head in enumerate(found):
-            for kind in get_args(LossName):
-                if kinds.get(head.tensor) == kind:
-                    found[index] = replace(head, loss=kind)
-        return found
-
     def _mean_squares(self, model: onnx.ModelProto, heads: list[Head]) -> dict[str, float]:
         """E ||output||^2 of a sample, of the outputs whose loss is relative to it."""
         names = [head.tensor for head in heads if head.loss == "squared"]
@@ -116,3 +114,13 @@ class Tuner:
                 for name in names:
                     totals[name] += float(found[name].double().square().sum())
         return {name: total / samples for name, total in totals.items()}
+
+
+def _heads(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
+    found, _ = find_heads(model)
+    kinds = {name: text.partition(":")[0] for name, text in chosen.items()}
+    for index, head in enumerate(found):
+        for kind in get_args(LossName):
+            if kinds.get(head.tensor) == kind:
+                found[index] = replace(head, loss=kind)
+    return found

@@ -94,8 +94,6 @@ def test_labels_join_in_where_they_are_asked_for():
     values, _ = tuned(labelled, replace(OPTIONS, epochs=1, label_share=1.0))
     without, _ = tuned(labelled, replace(OPTIONS, epochs=1))
     assert any(not np.array_equal(values[name], without[name]) for name in values) or values == without
-    with pytest.raises(DataError, match="labels"):
-        tuned(case(), replace(OPTIONS, label_share=0.5))
 
 
 def test_augmentation_is_applied_and_checked():
