@@ -20,10 +20,8 @@ def test_rounding_is_learned_by_default_at_the_same_bytes(amq, case, tmp_path, r
     assert found["none"]["tuned"] is None
     assert found["none"]["bytes"] == found["rounding"]["bytes"]
     assert "learned rounding" in ran.out
-    for block in found["rounding"]["tuned"]["blocks"]:
-        assert block["learned"] <= block["nearest"]
-    errors = {tune: summary["verification"]["outputs"]["scores"]["sqnr"] for tune, summary in found.items()}
-    assert errors["rounding"] > errors["none"]
+    (block,) = found["rounding"]["tuned"]["blocks"]
+    assert block["learned"] < block["nearest"] and block["settled"] > 0.99
 
 
 def test_the_same_bytes_again_and_after_an_interruption(amq, case, tmp_path):
