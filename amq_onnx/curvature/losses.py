@@ -36,6 +36,18 @@ class Loss(Protocol):
         """L v for a random v of zero mean and unit covariance, independent between samples and positions."""
         ...
 
+    def trace(self, scores: Tensor) -> Tensor:
+        """Trace of each sample's H, float64 [samples]."""
+        ...
+
+    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
+        """How far `changed` are from `scores`, float64 [samples]: 1/2 d'Hd for small differences d.
+
+        The rise of the expected loss where the targets are distributed as the scores say: Kullback-Leibler's for
+        softmax and sigmoid. In float64, since small ones are differences of much larger numbers.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class SoftmaxLoss:
@@ -85,6 +97,17 @@ class SoftmaxLoss:
         vector = vector.to(scores.device).reshape(probability.shape).movedim(-1, self.axis)
         return self.root_product(scores, vector)
 
+    def trace(self, scores: Tensor) -> Tensor:
+        """See Loss. 1 - ||p||^2, averaged over positions."""
+        probability = torch.softmax(scores.double(), self.axis)
+        return (1 - probability.square().sum(self.axis)).clamp_min_(0).reshape(len(scores), -1).mean(1)
+
+    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
+        """See Loss."""
+        before, after = (torch.log_softmax(each.double(), self.axis) for each in (scores, changed))
+        each = (before.exp() * (before - after)).sum(self.axis)
+        return each.clamp_min_(0).reshape(len(scores), -1).mean(1)
+
 
 @dataclass(frozen=True)
 class SigmoidLoss:
@@ -106,6 +129,22 @@ class SigmoidLoss:
     def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """See Loss. v is Rademacher."""
         return self.root_product(scores, rademacher_like(scores, generator))
+
+    def trace(self, scores: Tensor) -> Tensor:
+        """See Loss."""
+        probability = torch.sigmoid(scores.double())
+        each = probability * (1 - probability)
+        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+
+    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
+        """See Loss."""
+        softplus = torch.nn.functional.softplus
+        before, after = scores.double(), changed.double()
+        # p log(p / q) + (1 - p) log((1 - p) / (1 - q)), with log p = -softplus(-z) and log(1 - p) = -softplus(z).
+        chance = torch.sigmoid(before)
+        each = chance * (softplus(-after) - softplus(-before)) + (1 - chance) * (softplus(after) - softplus(before))
+        weight = _position_weight(scores, _last(scores)) ** 2
+        return each.clamp_min_(0).reshape(len(scores), -1).sum(1) * weight
 
 
 @dataclass(frozen=True)
@@ -131,6 +170,16 @@ class SquaredLoss:
     def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """See Loss. v is Rademacher."""
         return self.root_product(scores, rademacher_like(scores, generator))
+
+    def trace(self, scores: Tensor) -> Tensor:
+        """See Loss."""
+        elements = scores.numel() // max(1, len(scores))
+        return torch.full((len(scores),), self.scale * elements, dtype=torch.float64, device=scores.device)
+
+    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
+        """See Loss."""
+        difference = changed.double() - scores.double()
+        return 0.5 * self.scale * difference.reshape(len(scores), -1).square().sum(1)
 
 
 def _last(scores: Tensor) -> int:
