@@ -22,6 +22,7 @@ from amq_onnx.expected_inputs import Centring
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.layers import Layer
+from amq_onnx.perturbation import round_trip
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
@@ -143,12 +144,12 @@ def weigh_histograms(
     (see probe_gradients), and a bin sums many. Memory is that of one batch.
     """
     names = list(histograms)
-    forward = _Forward(executor, heads, names)
+    forward = Forward(executor, heads, names)
     samples = 0
     for unit, batch in enumerate(data.batches(batch_size)):
         found = forward(tensors(batch, executor), {})
         scores = [found[head.tensor] for head in heads]
-        generator = torch.Generator().manual_seed(_mixed(seed, -1, unit))
+        generator = torch.Generator().manual_seed(mixed_seed(seed, -1, unit))
         gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
         for name, gradient in zip(names, gradients, strict=True):
             value = found[name].detach().float().cpu().numpy()
@@ -158,7 +159,7 @@ def weigh_histograms(
             progress("curvature of ranges", samples, None)
 
 
-class _Forward:
+class Forward:
     """Runs the graph so that scores and activations are all in one autograd graph.
 
     Float inputs take part in it, so that every activation behind them can be differentiated. What is computed from
@@ -166,14 +167,16 @@ class _Forward:
     handed in as leaves, in the graph's order, as few as make all others hang on something.
     """
 
-    def __init__(self, executor: Executor, heads: Sequence[Head], activations: Sequence[str]) -> None:
+    def __init__(
+        self, executor: Executor, heads: Sequence[Head], activations: Sequence[str], others: Sequence[str] = ()
+    ) -> None:
         self.executor = executor
         self.activations = list(activations)
-        self.names = list(dict.fromkeys([*(head.tensor for head in heads), *activations]))
+        self.names = list(dict.fromkeys([*(head.tensor for head in heads), *activations, *others]))
         self.roots: list[str] = []
 
     def __call__(self, inputs: dict[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by name: scores and activations of one batch."""
+        """Tensors by name: scores, activations and what else was asked for, of one batch."""
         feeds = {name: value.requires_grad_() if value.is_floating_point() else value for name, value in inputs.items()}
         given: dict[str, Tensor] = {**feeds, **leaves}
         for name in self.roots:
@@ -213,7 +216,7 @@ class _Sweep:
         self.method = method
         self.centring = centring
         self.seed = seed
-        self.forward = _Forward(executor, heads, list(activations))
+        self.forward = Forward(executor, heads, list(activations))
         self.leaves = {name: executor.initializers[name].detach().requires_grad_() for name in weights}
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, Tensor] = {}
@@ -235,7 +238,7 @@ class _Sweep:
         if self._first:
             self._measure_perturbations(found, samples)
         for draw in range(draws):
-            generator = torch.Generator().manual_seed(_mixed(self.seed, probe + draw, unit))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, probe + draw, unit))
             for index, product in enumerate(self._products(scores, sites, batch, generator)):
                 if index < len(self.leaves):
                     self._add_weight(list(self.leaves)[index], unit, product)
@@ -321,7 +324,7 @@ class _Sweep:
                 value = found[name].detach()
                 self.elements[name] = max(1, value.numel() // samples)
                 for bits, encoding in encodings.items():
-                    error = _round_trip(value, encoding).sub_(value).square_()
+                    error = round_trip(value, encoding).sub_(value).square_()
                     self.errors[name][bits] += _per_sample(error, samples).tolist()
 
 
@@ -338,13 +341,7 @@ def _per_sample(values: Tensor, samples: int) -> Tensor:
     return (values.double().sum() / samples).expand(samples)
 
 
-def _round_trip(values: Tensor, encoding: Encoding) -> Tensor:
-    low, high = encoding.code_range
-    scale, zero = float(encoding.scale), encoding.zero_point
-    return (values / scale).round_().clamp_(low - zero, high - zero).mul_(scale)
-
-
-def _mixed(seed: int, probe: int, unit: int) -> int:
+def mixed_seed(seed: int, probe: int, unit: int) -> int:
     """One seed from three numbers (splitmix64's constants keep neighbours apart)."""
     state = seed
     for number in (probe, unit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,15 +53,24 @@ class Dataset:
         """The same data, but no more than the first `samples` (or one batch, where the model fixes its size)."""
         if samples is None:
             return self
-        wanted = max(samples, self._fixed_batch() or 0)
+        wanted = max(samples, self.fixed_batch() or 0)
         return Dataset(self.source, self.specs, self.origin, min(wanted, self.limit or wanted))
+
+    def chosen(self, numbers: Collection[int]) -> Dataset:
+        """The samples of these numbers alone, in their order; of a model that doesn't fix the batch size."""
+        wanted = frozenset(numbers)
+
+        def source() -> Iterator[Batch]:
+            return (batch for number, batch in enumerate(self.batches(1)) if number in wanted)
+
+        return Dataset(source, self.specs, self.origin)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of `size` samples (the last may be smaller); a fixed batch dimension of the model wins.
 
         Raises DataError for data that don't fit the model, naming the input.
         """
-        fixed = self._fixed_batch()
+        fixed = self.fixed_batch()
         size = fixed or size
         held: list[Batch] = []
         count = taken = 0
@@ -97,7 +106,7 @@ class Dataset:
         elif count and taken < size:
             raise DataError(f"{self.origin} holds {taken} samples, fewer than the model's fixed batch of {size}")
 
-    def _fixed_batch(self) -> int | None:
+    def fixed_batch(self) -> int | None:
         """The batch size that the model insists on, if all its inputs name the same."""
         sizes = {size for spec in self.specs if (size := spec.fixed_batch()) is not None}
         return sizes.pop() if len(sizes) == 1 else None
