@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from amq_onnx.allocation import Allocation, Infeasible, Problem, frontier, smallest, solve
 from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
 from amq_onnx.model.file import fingerprint, model_bytes
 from amq_onnx.plan import Plan, corrections
-from amq_onnx.rewriting import Prepared, lower, simulate
+from amq_onnx.rewriting import Prepared, lower, trainable, with_initializers
 from amq_onnx.sensitivity import Sensitivity, require_same_model
 
 # Rounds after which a correction of the bytes that plans share, or of a few bytes of the file, has settled.
 _CORRECTIONS = 4
+
+
+Tune = Callable[[onnx.ModelProto, onnx.ModelProto], Mapping[str, NDArray[np.float32]]]
+"""Given a float graph and its quantized form, other numbers for initializers of the latter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +143,11 @@ class Compiler:
             shared = used - found.size
         return best
 
+    def tuned(self, candidate: Candidate, tune: Tune) -> Candidate:
+        """`candidate` with numbers that `tune` has learned; its file has the same size."""
+        model = compile_plan(self.prepared, candidate.plan, keep_metadata=self.keep_metadata, tune=tune)
+        return replace(candidate, model=model, bytes=len(model_bytes(model)))
+
     def frontier(self, points: int) -> list[FrontierPoint]:
         """Pareto-optimal plans in rising size, falling perturbation.
 
@@ -164,9 +175,13 @@ class Compiler:
         return {name: loss / total for name, loss in losses.items()}
 
 
-def compile_plan(prepared: Prepared, plan: Plan, *, keep_metadata: bool = False) -> onnx.ModelProto:
-    """The file's model for `plan`: simulated graph, then the target's packed form."""
+def compile_plan(
+    prepared: Prepared, plan: Plan, *, keep_metadata: bool = False, tune: Tune | None = None
+) -> onnx.ModelProto:
+    """The file's model for `plan`: quantized graph, tuned by `tune`, then the target's packed form."""
     encodings = plan.encodings(prepared)
     prepared = prepared.for_encodings(encodings)
-    simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
-    return lower(prepared, simulated, encodings, keep_metadata=keep_metadata)
+    quantized = trainable(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
+    if tune is not None:
+        quantized = with_initializers(quantized, tune(prepared.model, quantized))
+    return lower(prepared, quantized, encodings, keep_metadata=keep_metadata)

@@ -118,11 +118,10 @@ def search_space(
         key, conv, integer = prepared.keys[site.name], site.operators == ("Conv",), site.is_integer(activations)
         widths.append(options)
         loss.append([row.omega(bits) for bits in options])
-        size.append(
-            [target.weight_bytes(key, site.shape, site.channels, bits, integer=integer, conv=conv) for bits in options]
-        )
+        recipes = [target.weight(key, site.shape, bits, integer) for bits in options]
+        size.append([target.weight_bytes(key, recipe, site.channels, conv=conv) for recipe in recipes])
         second.append([0] * len(options))
-        keys.append(tuple(target.closure(target.weight(key, site.shape, bits, integer).shared) for bits in options))
+        keys.append(tuple(target.closure(recipe.shared) for recipe in recipes))
     for name in activations:
         activation = sensitivity.activations[name]
         options = _offered(name, activation_bits or (), activation.widths(), target.activation_widths)

@@ -4,48 +4,64 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from amq_onnx.calibration import Progress
-from amq_onnx.compiler import Compiler
-from amq_onnx.errors import UsageError
+from amq_onnx.compiler import Candidate, Compiler
+from amq_onnx.errors import GateError, UsageError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import oldest_runtime, prepare
+from amq_onnx.runtime.verification import Comparison, Evaluator, Verification, check_gate, fall, require_gate
 from amq_onnx.sensitivity import Sensitivity
+from amq_onnx.size_search import Trial, smallest_within
 from amq_onnx.sizes import parse_size
 from amq_onnx.targets import TARGETS
+from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.rounding import Tuned
+from amq_onnx.tuning.tuner import TuneMethod, Tuner, TuningOptions
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What `quantize` made. verification is None where no evaluation data were given or nothing was written."""
+    """What `quantize` made.
+
+    budget: bytes that `size` allows, None where `max_drop` alone decided. trials: the files that were evaluated for it,
+    in turn. verification: None where there were no data to verify on. tuned: what was learned once the widths were
+    chosen, None for nothing.
+    """
 
     model: onnx.ModelProto
     plan: Plan
     sensitivity: Sensitivity
     bytes: int
     float_bytes: int
-    budget: int
+    budget: int | None
     predicted_bytes: int
     perturbation: float
     shares: dict[str, float] = field(default_factory=dict)
     oldest_runtime: str = ""
-    verification: Any = None
+    verification: Verification | None = None
+    trials: tuple[Trial, ...] = ()
+    tuned: Tuned | None = None
 
 
 def quantize(
     model: str | Path,
     data: str | Dataset | CalibrationDataReader | None = None,
     *,
-    size: str | float,
+    size: str | float | None = None,
+    max_drop: float | None = None,
     output: str | Path | None = None,
     bits: Sequence[int] = tuple(range(2, 9)),
     activation_bits: Sequence[int] | None = (8,),
@@ -56,26 +72,36 @@ def quantize(
     keep_metadata: bool = False,
     sensitivity: Sensitivity | None = None,
     options: SensitivityOptions | None = None,
+    tune: TuneMethod | TuningOptions | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     evaluation: str | Dataset | None = None,
     metric: str | None = None,
     provider: str = "cpu",
     progress: Progress | None = None,
 ) -> Result:
-    """Quantize the model in the file `model` to at most `size` and verify it.
+    """Quantize the model in the file `model` to at most `size`, or as far as `max_drop` allows, and verify it.
 
     data: calibration inputs: what `amq_onnx.model.data.open_data` opens, a Dataset, or an onnxruntime
         CalibrationDataReader. Not needed with `sensitivity`.
     size: "0.2" or "20%" of the input file, "4MB", "300KB"; a float is a fraction.
+    max_drop: how far the metric may fall. Without `size` the smallest file within it is searched for, by evaluating
+        files of several sizes; with it, a file that falls further is an error once it is written.
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
     target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.
+    tune: what is learned once the widths are chosen; by default rounding, where there are calibration data.
+    checkpoint: a folder that keeps what tuning has reached; resume: take it up from there.
     evaluation: data to verify on, by default the calibration data.
 
-    Raises the errors of amq_onnx.errors: BudgetError (no plan fits), ModelError, DataError, UsageError,
-    ProviderError.
+    Raises the errors of amq_onnx.errors: BudgetError (no plan fits), GateError (no file within `max_drop`), ModelError,
+    DataError, UsageError, ProviderError.
     """
+    if size is None and max_drop is None:
+        raise UsageError("give --size (4MB, 0.2), or --max-drop for the smallest file that falls no further")
+    check_gate(metric, max_drop)
     path = Path(model)
     written = Path(output) if output is not None else None
     if written is not None:
@@ -85,7 +111,8 @@ def quantize(
     check_widths(bits, activation_bits, activation_average, target)
     proto = read_model(path)
     original = file_bytes(path)
-    budget = parse_size(size).bytes(original)
+    budget = None if size is None else parse_size(size).bytes(original)
+    judged: dict[str, Any] = {"metric": metric, "provider": provider, "progress": progress}
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     calibration = dataset(data, proto)
     if sensitivity is None:
@@ -100,10 +127,22 @@ def quantize(
         activation_average=activation_average,
         keep_metadata=keep_metadata,
     )
-    best = compiler.best(budget)
-    quantized = best.model
+    build = _Builder(compiler, _tuner(tune, calibration, sensitivity, Checkpoint(checkpoint, resume), progress))
+    against = dataset(evaluation, proto) if evaluation is not None else calibration
+    if max_drop is not None and against is None:
+        raise UsageError("--max-drop needs --data or --eval to verify on")
+    trials: tuple[Trial, ...] = ()
+    verification: Verification | None = None
+    if budget is not None:
+        best = build(budget)
+        if against is not None:
+            verification = _verified(Evaluator(path, against, **judged), best.model)
+    else:
+        assert against is not None and max_drop is not None
+        evaluator = Evaluator(path, against, **judged)
+        best, verification, trials = _smallest(build, compiler.least_bytes, original, evaluator, max_drop)
     result = Result(
-        model=quantized,
+        model=best.model,
         plan=best.plan,
         sensitivity=sensitivity,
         bytes=best.bytes,
@@ -112,30 +151,95 @@ def quantize(
         predicted_bytes=best.predicted_bytes,
         perturbation=best.allocation.loss,
         shares=compiler.shares(best.allocation),
-        oldest_runtime=oldest_runtime(quantized),
+        oldest_runtime=oldest_runtime(best.model),
+        verification=verification,
+        trials=trials,
+        tuned=build.tuned.get(best.bytes),
     )
-    against = dataset(evaluation, proto) if evaluation is not None else calibration
-    if against is not None:
-        result = replace(result, verification=_verified(path, quantized, against, metric, provider, progress))
     if written is not None:
-        write_model(quantized, written)
+        write_model(best.model, written)
+    if verification is not None:
+        require_gate(verification, max_drop)
     return result
 
 
-def _verified(
-    path: Path,
-    quantized: onnx.ModelProto,
-    data: Dataset,
-    metric: str | None,
-    provider: str,
-    progress: Progress | None,
-) -> Any:
-    from amq_onnx.runtime.verification import verify
+class _Builder:
+    """Builds the best file of a budget, tuned where there is a tuner. tuned: by bytes, what was learned for a file."""
 
+    def __init__(self, compiler: Compiler, tuner: Tuner | None) -> None:
+        self.compiler = compiler
+        self.tuner = tuner
+        self.tuned: dict[int, Tuned] = {}
+
+    def __call__(self, budget: int) -> Candidate:
+        candidate = self.compiler.best(budget)
+        if self.tuner is None:
+            return candidate
+        learned: list[Tuned] = []
+
+        def tune(model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+            assert self.tuner is not None
+            learned.append(self.tuner(model, quantized, str(candidate.bytes)))
+            return learned[0].values
+
+        candidate = self.compiler.tuned(candidate, tune)
+        self.tuned[candidate.bytes] = learned[0]
+        return candidate
+
+
+def _tuner(
+    tune: TuneMethod | TuningOptions | None,
+    calibration: Dataset | None,
+    sensitivity: Sensitivity,
+    checkpoint: Checkpoint,
+    progress: Progress | None,
+) -> Tuner | None:
+    """What tunes, as `quantize` was asked to; None for nothing."""
+    options = tune if isinstance(tune, TuningOptions) else TuningOptions(tune)
+    method = options.method or ("none" if calibration is None else "rounding")
+    if method == "none":
+        return None
+    if calibration is None:
+        raise UsageError(f"--tune {method} needs calibration data: give --data")
+    return Tuner(calibration, replace(options, method=method), sensitivity.loss, checkpoint, progress)
+
+
+def _smallest(
+    build: Callable[[int], Candidate], least: int, most: int, evaluator: Evaluator, max_drop: float
+) -> tuple[Candidate, Verification, tuple[Trial, ...]]:
+    """The smallest file, of `least` to `most` bytes, whose drop is within `max_drop`, and all that were evaluated.
+
+    Raises GateError, with the figures of the best one, where there is none.
+    """
+    comparisons: dict[int, Comparison] = {}
+
+    def drop_of(candidate: Candidate) -> float:
+        with _file_of(candidate.model) as path:
+            comparisons[candidate.bytes] = evaluator.compare(path)
+        return comparisons[candidate.bytes].drop
+
+    found = smallest_within(build, drop_of, max_drop, least, most)
+    if found.smallest is None:
+        raise GateError(
+            f"no file is within --max-drop {max_drop:g}: with the best of {len(found.trials)} that were evaluated, of "
+            f"{found.best.bytes:,} bytes, {fall(comparisons[found.best.bytes])}; nothing was written"
+        )
+    best = found.smallest
+    return best, _verified(evaluator, best.model, comparisons[best.bytes]), found.trials
+
+
+def _verified(evaluator: Evaluator, model: onnx.ModelProto, comparison: Comparison | None = None) -> Verification:
+    with _file_of(model) as path:
+        return evaluator.timed(comparison or evaluator.compare(path), path)
+
+
+@contextmanager
+def _file_of(model: onnx.ModelProto) -> Iterator[Path]:
+    """`model` written as it will be, for as long as it's looked at."""
     with tempfile.TemporaryDirectory(prefix="amq-") as folder:
-        written = Path(folder) / "quantized.onnx"
-        write_model(quantized, written)
-        return verify(path, written, data, metric=metric, provider=provider, progress=progress)
+        path = Path(folder) / "quantized.onnx"
+        write_model(model, path)
+        yield path
 
 
 def check_widths(

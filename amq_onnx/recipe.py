@@ -31,12 +31,12 @@ def fixed_constant(name: str, value: NDArray[np.generic]) -> ConstantSpec:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """A node of the standard domain with one output and integer attributes."""
+    """A node of the standard domain with one output, and attributes that are integers or lists of them."""
 
     op_type: str
     inputs: tuple[str, ...]
     output: str
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, int | list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

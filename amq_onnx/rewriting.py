@@ -144,34 +144,57 @@ def prepare(
     return Prepared(model, sites.exclude(exclude), _free_stem(model), keys, target)
 
 
-def simulate(
+def trainable(
     prepared: Prepared, encodings: Mapping[str, Encoding], shifts: Mapping[str, NDArray[np.float32]] | None = None
 ) -> onnx.ModelProto:
-    """The float graph quantized at every site in `encodings`: it computes what the file will, weights still float.
+    """The float graph quantized at every site in `encodings`; weights, scales and biases are float initializers.
 
     shifts: by layer, what its bias makes up for.
     """
     passes: list[Pass] = [CorrectBiases(shifts, prepared.stem)] if shifts else []
     insert = InsertQDQ(encodings, prepared.stem, prepared.keys)
-    return run(
-        prepared.model,
-        [*passes, insert, PlaceOnCodes(prepared.target.dequantizes_at_load), QuantizeBiases(prepared.stem)],
-    )
+    return run(prepared.model, [*passes, insert, PlaceOnCodes(prepared.target.dequantizes_at_load)])
+
+
+def simulate(
+    prepared: Prepared, encodings: Mapping[str, Encoding], shifts: Mapping[str, NDArray[np.float32]] | None = None
+) -> onnx.ModelProto:
+    """The `trainable` graph with biases rounded as well: it computes what the file will, weights still float."""
+    return run(trainable(prepared, encodings, shifts), [QuantizeBiases(prepared.stem)])
+
+
+def with_initializers(model: onnx.ModelProto, values: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """`model` with other numbers in some of its initializers; `model` stays as it is.
+
+    Raises ModelError for an initializer that the model doesn't have in that shape.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for name, array in values.items():
+        if shapes.get(name) != array.shape:
+            raise ModelError(f"the graph has no constant '{name}' of shape {array.shape} to be replaced")
+    replaced = onnx.ModelProto()
+    replaced.CopyFrom(model)
+    for tensor in replaced.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(values[tensor.name], np.float32), tensor.name))
+    return replaced
 
 
 def lower(
     prepared: Prepared,
-    simulated: onnx.ModelProto,
+    quantized: onnx.ModelProto,
     encodings: Mapping[str, Encoding],
     *,
     keep_metadata: bool = False,
 ) -> onnx.ModelProto:
-    """The file for the target: weights packed at their widths, what the codes imply and exporters note left out."""
+    """The file for the target, of the `trainable` or the simulated graph: biases rounded, weights packed at their
+    widths, what the codes imply and exporters note left out."""
     target = prepared.target
-    passes: list[Pass] = [Pack(prepared.recipes(encodings), target.shared), DropImpliedClips()]
+    pack = Pack(prepared.recipes(encodings), target.shared)
+    passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
     if target.dequantizes_at_load:
         passes.append(DequantizeAtLoad())
-    model = run(simulated, passes)
+    model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)
         model.ir_version = _least_ir_version(model)

@@ -21,7 +21,7 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.perturbation import Perturbation
-from amq_onnx.traces import Forward, mixed_seed
+from amq_onnx.traces import DifferentiableForward, mixed_seed
 
 LossMethod = Literal["hybrid", "quadratic", "measured"]
 Entry = tuple[str, int]
@@ -133,7 +133,7 @@ class _Work:
         """Weighted draws of the quadratic form by entry and batch, the sites that outputs depend on, and samples."""
         names = list(dict.fromkeys(entry for site in self.sites.values() for entry in site.entries))
         reads = list(dict.fromkeys(name for site in self.sites.values() for name in site.reads))
-        forward = Forward(self.executor, self.heads, names, reads)
+        forward = DifferentiableForward(self.executor, self.heads, names, reads)
         axes: dict[str, SampleAxis | None] | None = None
         drawn: dict[Entry, list[NDArray[np.float64]]] = {entry: [] for entry in entries}
         reached: set[str] = set()
@@ -198,8 +198,10 @@ class _Work:
         self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], weights: Tensor
     ) -> NDArray[np.float64]:
         """Weighted divergence of all heads, as long as `weights`."""
+        # Small ones are differences of much larger numbers.
         parts = [
-            loss.divergence(before[name], after[name]) for name, loss in zip(self.scores, self.losses, strict=True)
+            loss.divergence(before[name].double(), after[name].double()).clamp_min_(0)
+            for name, loss in zip(self.scores, self.losses, strict=True)
         ]
         if len(weights) == 1:
             parts = [part.sum(0, keepdim=True) for part in parts]

@@ -144,7 +144,7 @@ def weigh_histograms(
     (see probe_gradients), and a bin sums many. Memory is that of one batch.
     """
     names = list(histograms)
-    forward = Forward(executor, heads, names)
+    forward = DifferentiableForward(executor, heads, names)
     samples = 0
     for unit, batch in enumerate(data.batches(batch_size)):
         found = forward(tensors(batch, executor), {})
@@ -159,7 +159,7 @@ def weigh_histograms(
             progress("curvature of ranges", samples, None)
 
 
-class Forward:
+class DifferentiableForward:
     """Runs the graph so that scores and activations are all in one autograd graph.
 
     Float inputs take part in it, so that every activation behind them can be differentiated. What is computed from
@@ -216,7 +216,7 @@ class _Sweep:
         self.method = method
         self.centring = centring
         self.seed = seed
-        self.forward = Forward(executor, heads, list(activations))
+        self.forward = DifferentiableForward(executor, heads, list(activations))
         self.leaves = {name: executor.initializers[name].detach().requires_grad_() for name in weights}
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, Tensor] = {}
@@ -244,7 +244,7 @@ class _Sweep:
                     self._add_weight(list(self.leaves)[index], unit, product)
                 else:
                     name = list(self.activations)[index - len(self.leaves)]
-                    parts = _per_sample(product, samples)
+                    parts = per_sample(product, samples)
                     for offset, value in enumerate(parts.tolist()):
                         self.activation_means[name].add(self.samples + offset, value)
         self.channel_draws += draws
@@ -325,10 +325,10 @@ class _Sweep:
                 self.elements[name] = max(1, value.numel() // samples)
                 for bits, encoding in encodings.items():
                     error = round_trip(value, encoding).sub_(value).square_()
-                    self.errors[name][bits] += _per_sample(error, samples).tolist()
+                    self.errors[name][bits] += per_sample(error, samples).tolist()
 
 
-def _per_sample(values: Tensor, samples: int) -> Tensor:
+def per_sample(values: Tensor, samples: int) -> Tensor:
     """Sums over each sample, float64 [samples].
 
     Where the first dimension doesn't count samples (time-major tensors, heads folded into the batch), the

@@ -46,6 +46,24 @@ def resnet20_calibration() -> Iterator[Batch]:
     return _images("cifar10_32.npz", "train", 512, labels=False)
 
 
+def resnet20_training() -> Iterator[Batch]:
+    """The 20,000 CIFAR-10 training images with their labels."""
+    return _images("cifar10_32.npz", "train", labels=True)
+
+
+def flips_and_shifts(batch: Batch, generator: np.random.Generator) -> Batch:
+    """Each image, perhaps mirrored, moved by up to an eighth of its size; for `--augment`."""
+    images = batch["input"]
+    margin = images.shape[2] // 8
+    padded = np.pad(images, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="reflect")
+    moved = np.empty_like(images)
+    for index, (top, left) in enumerate(generator.integers(0, 2 * margin + 1, (len(images), 2))):
+        moved[index] = padded[index, :, top : top + images.shape[2], left : left + images.shape[3]]
+    mirrored = generator.random(len(images)) < 0.5
+    moved[mirrored] = moved[mirrored, :, :, ::-1]
+    return {**batch, "input": moved}
+
+
 def resnet20_test() -> Iterator[Batch]:
     """The 10,000 CIFAR-10 test images."""
     return _images("cifar10_32.npz", "test", labels=True)

@@ -47,14 +47,16 @@ class DequantizeAtLoad(Pass):
 
 
 def _rank(codes: gs.Tensor) -> int | None:
-    """How many dimensions a constant, perhaps transposed or reshaped, has; None where that isn't known."""
+    """How many dimensions a constant, perhaps transposed, reshaped or reordered, has; None where that isn't known."""
     if codes.shape is not None:
         return len(codes.shape)
     producer = codes.inputs[0]
-    if producer.op == "Transpose":
+    if producer.op == "Transpose" or (producer.op == "Gather" and _rank(producer.inputs[1]) == 1):
         return _rank(producer.inputs[0])
     if producer.op == "Reshape" and isinstance(producer.inputs[1], gs.Constant):
         return int(producer.inputs[1].shape[0])
+    if producer.op == "Cast":
+        return _rank(producer.inputs[0])
     return None
 
 

@@ -20,8 +20,11 @@ class InsertQDQ(Pass):
 
     After:   x -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv      (codes in uint8)
              W -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv      (codes in int8, W still float)
+             W -> QuantizeLinear -> Max -> Min -> DequantizeLinear -> Conv  (where channels have widths of their own)
 
-    The Clip bounds the codes where the encoding has fewer bits than their type: 8, or 16 above 8 bits. The float
+    The Clip bounds the codes where the encoding has fewer bits than their type: 8, or 16 above 8 bits. It takes scalars
+    only, so that Max(codes, low) and Min(..., high), with bounds [.., channels, 1, ..], take its place where channels
+    differ in width. Whoever wants the bounds of a tensor's codes reads them off these second inputs. The float
     initializers stay, so that the graph can be trained; `Pack` turns them into codes. A tensor that is also a graph
     output keeps its float value there; readers inside subgraphs read the quantized one.
 
@@ -69,7 +72,15 @@ class InsertQDQ(Pass):
         codes = gs.Variable(f"{name}q", code_type)
         quantize = gs.Node("QuantizeLinear", "", dict(attributes), [tensor, *parameters], [codes])
         nodes = [quantize]
-        if encoding.bits < 8 * np.dtype(code_type).itemsize:
+        if encoding.widths is not None:
+            for operator, part, bound in zip(
+                ("Max", "Min"), ("lo", "hi"), encoding.code_bounds(len(tensor.shape)), strict=True
+            ):
+                bounded = gs.Variable(f"{name}{part}c", code_type)
+                end = gs.Constant(f"{name}{part}", bound.astype(code_type))
+                nodes.append(gs.Node(operator, "", {}, [codes, end], [bounded]))
+                codes = bounded
+        elif encoding.bits < 8 * np.dtype(code_type).itemsize:
             low, high = encoding.code_range
             bounds = [self._shared_code(low, code_type), self._shared_code(high, code_type)]
             clipped = gs.Variable(f"{name}c", code_type)

@@ -8,6 +8,8 @@ import onnx_graphsurgeon as gs
 
 # Operators that the quantizer behind them absorbs: their input needs no encoding of its own.
 ABSORBED = frozenset({"Clip", "Relu"})
+# Operators that InsertQDQ bounds codes with.
+CODE_BOUNDS = frozenset({"Clip", "Max", "Min"})
 
 
 def is_integer(node: gs.Node) -> bool:

@@ -12,20 +12,22 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from amq_onnx.errors import ModelError
 from amq_onnx.passes.base import Pass
-from amq_onnx.passes.kernels import is_integer
+from amq_onnx.passes.kernels import CODE_BOUNDS, is_integer
 from amq_onnx.quantizer.affine import quantize
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.recipe import Codes, Recipe
+
+_ENDS = {"Max": np.maximum, "Min": np.minimum}
 
 
 class Pack(Pass):
     """Stores each quantized weight by its recipe.
 
-    Before:  W (float) -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv
+    Before:  W (float) -> QuantizeLinear -> [Clip | Max -> Min] -> DequantizeLinear -> Conv
     After:   packed bytes (uint8) -> the recipe's nodes -> codes (int8) -> DequantizeLinear -> Conv
 
-    Codes are what QuantizeLinear and Clip would compute, bit for bit. Zero points, all 0, are left out where the recipe
-    says so.
+    Codes are what QuantizeLinear and the bounds would compute, bit for bit. Zero points, all 0, are left out where the
+    recipe says so.
 
     recipes: by name of the weight. shared: the recipe of each key that recipes share, made once.
     """
@@ -44,7 +46,8 @@ class Pack(Pass):
             quantizer = _quantizer(tensors.get(name))
             if quantizer is None:
                 raise ModelError(f"weight '{name}' has no QuantizeLinear in the graph to be packed")
-            codes, last = _codes(quantizer)
+            bounds = _bounds(quantizer)
+            codes, last = _codes(quantizer, bounds), (bounds or [quantizer])[-1].outputs[0]
             result = self._build(graph, tensors, recipe, codes)
             for reader in list(last.outputs):
                 dispensable = reader.op == "DequantizeLinear" and (
@@ -52,7 +55,7 @@ class Pack(Pass):
                     or (recipe.zero_points == "left out for Conv" and _read_by_convs(reader))
                 )
                 reader.inputs = [result, reader.inputs[1]] if dispensable else [result, *reader.inputs[1:]]
-            for node in (quantizer, *(n for n in quantizer.outputs[0].outputs if n.op == "Clip")):
+            for node in (quantizer, *bounds):
                 node.outputs.clear()
             changed = True
         return changed
@@ -132,20 +135,27 @@ def _quantizer(weight: gs.Tensor | None) -> gs.Node | None:
     return next((node for node in weight.outputs if node.op == "QuantizeLinear"), None)
 
 
-def _codes(quantizer: gs.Node) -> tuple[Codes, gs.Tensor]:
-    """The codes that a QuantizeLinear and the Clip behind it compute, and the last tensor of the two."""
+def _bounds(quantizer: gs.Node) -> list[gs.Node]:
+    """The nodes behind a QuantizeLinear that bound its codes."""
+    found: list[gs.Node] = []
+    last = quantizer
+    while bound := next((node for node in last.outputs[0].outputs if node.op in CODE_BOUNDS), None):
+        found.append(bound)
+        last = bound
+    return found
+
+
+def _codes(quantizer: gs.Node, bounds: list[gs.Node]) -> Codes:
+    """The codes that a QuantizeLinear and the nodes that bound them compute."""
     weight, scale, zero_point = quantizer.inputs
-    last = quantizer.outputs[0]
-    bits = np.iinfo(zero_point.values.dtype).bits
-    clip = next((node for node in last.outputs if node.op == "Clip"), None)
-    if clip is not None:
-        low, high = (int(bound.values) for bound in clip.inputs[1:3])
-        bits = (high - low).bit_length()
-        last = clip.outputs[0]
+    kind = np.iinfo(zero_point.values.dtype)
     scales = np.asarray(scale.values, np.float32)
     axis = quantizer.attrs.get("axis", 1) if scales.ndim else None
-    encoding = Encoding(bits, np.issubdtype(zero_point.values.dtype, np.signedinteger), scales, axis=axis)
-    return quantize(np.asarray(weight.values, np.float32), encoding), last
+    codes = quantize(np.asarray(weight.values, np.float32), Encoding(kind.bits, kind.min < 0, scales, axis=axis))
+    for bound in bounds:
+        ends = [np.asarray(end.values, np.int32) for end in bound.inputs[1:]]
+        codes = np.clip(codes, *ends) if bound.op == "Clip" else _ENDS[bound.op](codes, *ends)
+    return codes
 
 
 def _biased(node: gs.Node) -> tuple[gs.Constant, gs.Constant, gs.Constant] | None:

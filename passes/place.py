@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
+from amq_onnx.passes.kernels import CODE_BOUNDS
 
 # Their output holds only values of their first input, and they are defined on 8-bit integers (opset 13).
 _CARRIERS = frozenset(
@@ -72,7 +73,7 @@ def is_carrier(node: gs.Node) -> bool:
 
 
 def _of_a_constant(codes: gs.Tensor) -> bool:
-    while codes.inputs and codes.inputs[0].op in ("Clip", "QuantizeLinear"):
+    while codes.inputs and codes.inputs[0].op in CODE_BOUNDS | {"QuantizeLinear"}:
         codes = codes.inputs[0].inputs[0]
     return isinstance(codes, gs.Constant)
 

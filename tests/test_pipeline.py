@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import amq_onnx
 from amq_onnx.compiler import Compiler, compile_plan
-from amq_onnx.errors import BudgetError, DataError, ModelError, UsageError
+from amq_onnx.errors import BudgetError, DataError, GateError, ModelError, UsageError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import fingerprint, model_bytes, read_model
@@ -60,6 +60,22 @@ def test_result_and_file_agree(tmp_path):
     assert result.verification.quantized_bytes == result.bytes
     assert result.oldest_runtime == "1.14"
     assert relative_noise(model, written, {"image": images()}, "scores") < 0.01
+
+
+def test_the_gate_of_a_drop(tmp_path):
+    model = conv_net()
+    found = quantized(model, random_data(model, 16, 0), tmp_path, size=None, max_drop=0.05, metric="cosine")
+    assert found.verification.drop <= 0.05
+    assert found.bytes == (tmp_path / "o.onnx").stat().st_size == found.predicted_bytes
+    assert found.budget is None
+    (tmp_path / "o.onnx").unlink()
+    with pytest.raises(GateError, match="no file"):
+        quantized(model, random_data(model, 16, 0), tmp_path, size=None, max_drop=-0.5, metric="cosine")
+    assert not (tmp_path / "o.onnx").exists()
+    with pytest.raises(GateError, match="cosine fell by"):
+        quantized(model, random_data(model, 16, 0), tmp_path, max_drop=0, metric="cosine")
+    with pytest.raises(UsageError, match=r"--size .*--max-drop"):
+        quantized(model, random_data(model, 16, 0), tmp_path, size=None)
 
 
 def test_nothing_is_written_without_an_output(tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def test_measured_losses_are_those_of_simulated_graphs(correct_biases):
             encodings = plan.encodings(prepared)
             simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
             changed = Executor(simulated).run({"x": torch.from_numpy(x)}, ["y"])["y"]
-            exact = float(SoftmaxLoss().divergence(reference, changed).mean())
+            exact = float(SoftmaxLoss().divergence(reference.double(), changed.double()).mean())
             assert table.weights[name].omega(bits) == pytest.approx(exact, rel=1e-3)
 
 

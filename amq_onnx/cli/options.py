@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import onnx
 
+from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
 from amq_onnx.measurement import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
@@ -16,8 +18,13 @@ from amq_onnx.pipeline import check_widths
 from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.rewriting import Prepared, prepare
 from amq_onnx.runtime.session import silence_runtime
+from amq_onnx.runtime.verification import Verification, doubt, require_gate
 from amq_onnx.sensitivity import Sensitivity, read_json_file
 from amq_onnx.targets import TARGETS
+from amq_onnx.tuning.finetune import FineTuneOptions
+from amq_onnx.tuning.loader import load_augmentation
+from amq_onnx.tuning.rounding import RoundingOptions
+from amq_onnx.tuning.tuner import TuneMethod, TuningOptions
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -152,6 +159,69 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device of the measurement: cpu, cuda, cuda:1")
 
 
+def add_tuning(parser: argparse.ArgumentParser) -> None:
+    """What is learned once the widths are chosen."""
+    default = RoundingOptions()
+    parser.add_argument(
+        "--tune",
+        choices=get_args(TuneMethod),
+        help="what is learned once the widths are chosen (default: rounding where there is --data, else none)",
+    )
+    parser.add_argument(
+        "--tune-steps", type=int, default=default.steps, metavar="N", help="steps a block (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tune-samples",
+        type=int,
+        default=default.samples,
+        metavar="N",
+        help="calibration samples to learn from, at most (default: %(default)s)",
+    )
+    full = FineTuneOptions()
+    parser.add_argument(
+        "--tune-epochs", type=int, default=full.epochs, metavar="N", help="epochs of --tune full (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tune-batch", type=int, default=full.batch_size, metavar="N", help="samples a step of --tune full"
+    )
+    parser.add_argument(
+        "--augment",
+        metavar="FILE.py:FUNCTION",
+        help="applied to every batch of --tune full: function(batch, generator)",
+    )
+    parser.add_argument(
+        "--label-share",
+        type=float,
+        default=full.label_share,
+        metavar="S",
+        help="share of --tune full's loss that comes from `labels`; the rest comes from the float model (default: all)",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="keep there what tuning has reached")
+    parser.add_argument("--resume", action="store_true", help="take up the tuning that --checkpoint holds")
+
+
+def tuning(arguments: argparse.Namespace) -> TuningOptions:
+    """The options of `add_tuning`: by default nothing is learned from random inputs."""
+    for option in ("tune_steps", "tune_samples", "tune_epochs", "tune_batch"):
+        if getattr(arguments, option) < 1:
+            raise UsageError(f"--{option.replace('_', '-')} must be 1 or more; use --tune none to learn nothing")
+    if not 0 <= arguments.label_share <= 1:
+        raise UsageError("--label-share must be between 0 and 1")
+    method: TuneMethod | None = arguments.tune
+    if method is None and arguments.random is not None:
+        method = "none"
+    common = {"seed": arguments.seed, "device": arguments.device}
+    rounding = RoundingOptions(steps=arguments.tune_steps, samples=arguments.tune_samples, **common)
+    full = FineTuneOptions(
+        epochs=arguments.tune_epochs,
+        batch_size=arguments.tune_batch,
+        label_share=arguments.label_share,
+        augment=None if arguments.augment is None else load_augmentation(arguments.augment),
+        **common,
+    )
+    return TuningOptions(method, rounding, full)
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """A machine-readable summary."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
@@ -225,6 +295,14 @@ def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequen
 def loaded_sensitivity(path: Path | None) -> Sensitivity | None:
     """The table in `path`, if one is named."""
     return None if path is None else Sensitivity.from_json(read_json_file(path), str(path))
+
+
+def judge(verification: Verification, max_drop: float | None) -> None:
+    """Raise GateError beyond `max_drop`; a note where the samples are too few to be sure of what is within."""
+    require_gate(verification, max_drop)
+    remark = doubt(verification, max_drop)
+    if remark is not None:
+        console.note(remark)
 
 
 def require_writable(arguments: argparse.Namespace, *options: str) -> None:

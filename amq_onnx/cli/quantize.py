@@ -12,22 +12,29 @@ from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model, write_text
 from amq_onnx.pipeline import quantize
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
-from amq_onnx.runtime.verification import check_gate, require_gate
+from amq_onnx.runtime.verification import check_gate
+from amq_onnx.tuning.processes import is_first
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     options.add_model(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the quantized .onnx file to write")
-    parser.add_argument("--size", required=True, metavar="4MB|300KB|0.2|20%", help="bound on the written file")
+    parser.add_argument("--size", metavar="4MB|300KB|0.2|20%", help="bound on the written file")
     options.add_data(parser, "calibration inputs")
     parser.add_argument("--eval", metavar="DATA", help="data to verify on (default: the calibration data)")
     options.add_widths(parser)
     options.add_graph(parser)
     options.add_measurement(parser)
     parser.add_argument("--from-sensitivity", type=Path, metavar="FILE", help="use a saved sensitivity table")
+    options.add_tuning(parser)
     parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
-    parser.add_argument("--max-drop", type=float, metavar="D", help="exit with 1 if the metric falls by more")
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="D",
+        help="how far the metric may fall: without --size, search the smallest file; with it, exit with 1 beyond",
+    )
     parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu", help="execution provider to verify on")
     parser.add_argument("--keep-metadata", action="store_true", help="keep the exporter's metadata, at its size")
     parser.add_argument("--dry-run", action="store_true", help="choose and verify, but write no model")
@@ -42,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("give -o with the file to write, or --dry-run")
     options.require_writable(arguments, "output", "save_plan", "save_sensitivity", "json")
     check_gate(arguments.metric, arguments.max_drop)
+    if arguments.size is None and arguments.max_drop is None:
+        raise UsageError("give --size (4MB, 0.2), or --max-drop for the smallest file that falls no further")
     bits, activation_bits = options.checked_widths(arguments)
     measurement = options.measurement(arguments)
     table = options.loaded_sensitivity(arguments.from_sensitivity)
@@ -55,7 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.model,
             data,
             size=arguments.size,
-            output=None if arguments.dry_run else arguments.output,
+            # With a size the result is shown before the gate is asked.
+            max_drop=arguments.max_drop if arguments.size is None else None,
+            output=None if arguments.dry_run or not is_first() else arguments.output,
             bits=bits,
             activation_bits=activation_bits,
             activation_average=arguments.activation_average,
@@ -65,11 +76,16 @@ def run(arguments: argparse.Namespace) -> None:
             keep_metadata=arguments.keep_metadata,
             sensitivity=table,
             options=measurement,
+            tune=options.tuning(arguments),
+            checkpoint=arguments.checkpoint,
+            resume=arguments.resume,
             evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
             metric=arguments.metric,
             provider=arguments.provider,
             progress=progress,
         )
+    if not is_first():
+        return
     if arguments.save_plan is not None:
         write_text(arguments.save_plan, result.plan.to_json())
     if arguments.save_sensitivity is not None:
@@ -81,4 +97,4 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         console.line(f"wrote {arguments.output}")
     if result.verification is not None:
-        require_gate(result.verification, arguments.max_drop)
+        options.judge(result.verification, arguments.max_drop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from amq_onnx.pipeline import Result
 from amq_onnx.plan import Plan
 from amq_onnx.runtime.verification import Verification
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow
+from amq_onnx.size_search import Trial
 
 
 def print_sensitivity(sensitivity: Sensitivity) -> None:
@@ -87,7 +89,7 @@ def print_result(result: Result) -> None:
     rows = [
         ["bytes", console.count(result.float_bytes), console.count(result.bytes)],
         ["share of the float file", "100 %", console.percent(result.bytes / result.float_bytes)],
-        ["share of the budget", "", console.percent(result.bytes / result.budget)],
+        *([["share of the budget", "", console.percent(result.bytes / result.budget)]] if result.budget else []),
         ["mean bits of a weight", "32", f"{mean_bits(result.plan, result.sensitivity):.2f}"],
     ]
     if result.verification is not None:
@@ -95,7 +97,13 @@ def print_result(result: Result) -> None:
     console.table("before and after", ["", "float", "quantized"], rows)
     if result.verification is not None:
         _print_notes(result.verification)
+    if result.trials:
+        console.line(f"searched {len(result.trials)} files: {', '.join(_trial(trial) for trial in result.trials)}")
     console.line(f"runs on onnxruntime {result.oldest_runtime} and newer")
+
+
+def _trial(trial: Trial) -> str:
+    return f"{console.count(trial.bytes)} bytes fell by {trial.drop:.4f}"
 
 
 def print_layers(result: Result) -> None:
@@ -166,12 +174,19 @@ def _verification_rows(verification: Verification) -> list[list[str]]:
             f"{verification.float_score:.4f}",
             f"{verification.quantized_score:.4f}",
         ],
+        [f"drop of {verification.metric} (95 % interval)", "", _drop(verification)],
         [
             f"median latency, ms ({verification.provider}, {latency.runs} runs in turns)",
             f"{1e3 * latency.first:.3f}",
             f"{1e3 * latency.second:.3f} ({latency.ratio:.2f} of float)",
         ],
     ]
+
+
+def _drop(verification: Verification) -> str:
+    interval = verification.drop_interval
+    ends = "none: no mean over samples" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+    return f"{verification.drop:.4f} ({ends})"
 
 
 def _print_notes(verification: Verification) -> None:
@@ -192,6 +207,7 @@ def result_data(result: Result) -> dict[str, Any]:
         "bytes": result.bytes,
         "float_bytes": result.float_bytes,
         "budget_bytes": result.budget,
+        "trials": [asdict(trial) for trial in result.trials],
         "predicted_bytes": result.predicted_bytes,
         "mean_weight_bits": mean_bits(plan, sensitivity),
         "weight_widths": dict(sorted(Counter(plan.weights.values()).items())),

@@ -11,7 +11,7 @@ from amq_onnx.errors import UsageError
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
-from amq_onnx.runtime.verification import check_gate, require_gate, verify
+from amq_onnx.runtime.verification import check_gate, verify
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -63,4 +63,4 @@ def run(arguments: argparse.Namespace) -> None:
         )
     write_json(arguments.json, verification.to_dict())
     print_verification(verification)
-    require_gate(verification, arguments.max_drop)
+    options.judge(verification, arguments.max_drop)

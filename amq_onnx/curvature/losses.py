@@ -28,6 +28,13 @@ class Loss(Protocol):
         """Loss of each sample, shape [samples]. Raises DataError for a target that doesn't fit."""
         ...
 
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """What `scores` lose against `reference`, of the same shape, where those are the truth: [samples], 0 or more.
+
+        Its Hessian in `scores` at `reference` is H.
+        """
+        ...
+
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """L v: `scores` and `vector` have the same shape, and so has the result."""
         ...
@@ -38,14 +45,6 @@ class Loss(Protocol):
 
     def trace(self, scores: Tensor) -> Tensor:
         """Trace of each sample's H, float64 [samples]."""
-        ...
-
-    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
-        """How far `changed` are from `scores`, float64 [samples]: 1/2 d'Hd for small differences d.
-
-        The rise of the expected loss where the targets are distributed as the scores say: Kullback-Leibler's for
-        softmax and sigmoid. In float64, since small ones are differences of much larger numbers.
-        """
         ...
 
 
@@ -71,6 +70,12 @@ class SoftmaxLoss:
             )
         chosen = torch.log_softmax(scores, self.axis).gather(self.axis, target.long().unsqueeze(self.axis))
         return -chosen.reshape(len(scores), -1).mean(1)
+
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: KL(softmax(reference) || softmax(scores)), the mean over positions."""
+        expected = torch.log_softmax(reference, self.axis)
+        each = expected.exp() * (expected - torch.log_softmax(scores, self.axis))
+        return each.sum(self.axis).reshape(len(scores), -1).mean(1)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
@@ -102,12 +107,6 @@ class SoftmaxLoss:
         probability = torch.softmax(scores.double(), self.axis)
         return (1 - probability.square().sum(self.axis)).clamp_min_(0).reshape(len(scores), -1).mean(1)
 
-    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
-        """See Loss."""
-        before, after = (torch.log_softmax(each.double(), self.axis) for each in (scores, changed))
-        each = (before.exp() * (before - after)).sum(self.axis)
-        return each.clamp_min_(0).reshape(len(scores), -1).mean(1)
-
 
 @dataclass(frozen=True)
 class SigmoidLoss:
@@ -118,6 +117,12 @@ class SigmoidLoss:
         if scores.numel() != target.numel():
             raise DataError(f"labels have shape {list(target.shape)}, but the model's scores {list(scores.shape)}")
         each = torch.nn.functional.softplus(scores) - scores * target.reshape(scores.shape).to(scores.dtype)
+        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: KL of the two Bernoulli variables of each score, summed over a sample's last dimension."""
+        softplus = torch.nn.functional.softplus
+        each = torch.sigmoid(reference) * (reference - scores) + softplus(scores) - softplus(reference)
         return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
@@ -136,16 +141,6 @@ class SigmoidLoss:
         each = probability * (1 - probability)
         return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
-    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
-        """See Loss."""
-        softplus = torch.nn.functional.softplus
-        before, after = scores.double(), changed.double()
-        # p log(p / q) + (1 - p) log((1 - p) / (1 - q)), with log p = -softplus(-z) and log(1 - p) = -softplus(z).
-        chance = torch.sigmoid(before)
-        each = chance * (softplus(-after) - softplus(-before)) + (1 - chance) * (softplus(after) - softplus(before))
-        weight = _position_weight(scores, _last(scores)) ** 2
-        return each.clamp_min_(0).reshape(len(scores), -1).sum(1) * weight
-
 
 @dataclass(frozen=True)
 class SquaredLoss:
@@ -163,6 +158,10 @@ class SquaredLoss:
         difference = scores - target.reshape(scores.shape).to(scores.dtype)
         return 0.5 * self.scale * difference.reshape(len(scores), -1).square().sum(1)
 
+    def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss."""
+        return self.value(scores, reference)
+
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
         return vector * math.sqrt(self.scale)
@@ -175,11 +174,6 @@ class SquaredLoss:
         """See Loss."""
         elements = scores.numel() // max(1, len(scores))
         return torch.full((len(scores),), self.scale * elements, dtype=torch.float64, device=scores.device)
-
-    def divergence(self, scores: Tensor, changed: Tensor) -> Tensor:
-        """See Loss."""
-        difference = changed.double() - scores.double()
-        return 0.5 * self.scale * difference.reshape(len(scores), -1).square().sum(1)
 
 
 def _last(scores: Tensor) -> int:

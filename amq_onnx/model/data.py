@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,9 @@ from amq_onnx.model.inputs import InputSpec, input_specs
 Batch = dict[str, NDArray[Any]]
 LABELS = "labels"
 """The array of a batch that holds labels, unless the model has an input of that name."""
+
+
+_SPLIT_READ = 256
 
 
 class CalibrationDataReader(Protocol):
@@ -55,15 +58,6 @@ class Dataset:
             return self
         wanted = max(samples, self.fixed_batch() or 0)
         return Dataset(self.source, self.specs, self.origin, min(wanted, self.limit or wanted))
-
-    def chosen(self, numbers: Collection[int]) -> Dataset:
-        """The samples of these numbers alone, in their order; of a model that doesn't fix the batch size."""
-        wanted = frozenset(numbers)
-
-        def source() -> Iterator[Batch]:
-            return (batch for number, batch in enumerate(self.batches(1)) if number in wanted)
-
-        return Dataset(source, self.specs, self.origin)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of `size` samples (the last may be smaller); a fixed batch dimension of the model wins.
@@ -120,6 +114,45 @@ class Dataset:
             elif _other_sizes(one[name], axis) != _other_sizes(other[name], axis):
                 return False
         return True
+
+    def picked(self, batch: Batch, samples: NDArray[np.intp]) -> Batch:
+        """The batch of these samples of `batch`, in this order."""
+        return {
+            name: array if axis is None else np.take(array, samples, axis)
+            for (name, axis), array in zip(self._axes(batch), batch.values(), strict=True)
+        }
+
+    def chosen(self, numbers: Sequence[int]) -> Dataset:
+        """The samples of these rising numbers alone, of a model that doesn't fix the batch size."""
+
+        def source() -> Iterator[Batch]:
+            seen = 0
+            for batch in self.batches(_SPLIT_READ):
+                count = self.count(batch)
+                wanted = np.array([number - seen for number in numbers if seen <= number < seen + count], np.intp)
+                seen += count
+                if len(wanted):
+                    yield self.picked(batch, wanted)
+
+        return Dataset(source, self.specs, self.origin)
+
+    def split(self, every: int, most: int) -> tuple[Dataset, Dataset]:
+        """Two parts: all but every `every`-th sample, and those, of which there are `most` at most."""
+
+        def part(held_out: bool) -> Iterator[Batch]:
+            seen = 0
+            for batch in self.batches(_SPLIT_READ):
+                numbers = seen + np.arange(self.count(batch))
+                seen += len(numbers)
+                chosen = (numbers % every == every - 1) & (numbers < every * most)
+                wanted = np.flatnonzero(chosen if held_out else ~chosen)
+                if len(wanted):
+                    yield self.picked(batch, wanted)
+
+        return (
+            Dataset(lambda: part(False), self.specs, self.origin),
+            Dataset(lambda: part(True), self.specs, self.origin),
+        )
 
     def samples(self) -> int:
         """How many samples a pass yields (reads the data once)."""

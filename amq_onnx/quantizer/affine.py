@@ -26,7 +26,7 @@ def quantize(values: NDArray[np.float32], encoding: Encoding) -> NDArray[np.int3
         codes = np.divide(values, broadcast_scale(encoding, values.ndim), dtype=np.float32)
     np.rint(codes, out=codes)
     # The float clip comes before the integer cast, so that huge quotients can't wrap around.
-    low, high = encoding.code_range
+    low, high = encoding.code_bounds(values.ndim)
     np.clip(codes, low - encoding.zero_point, high - encoding.zero_point, out=codes)
     return codes.astype(np.int32) + np.int32(encoding.zero_point)
 

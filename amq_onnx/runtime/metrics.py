@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.errors import DataError, UsageError
 from amq_onnx.model.data import load_function
+from amq_onnx.runtime.confidence import DisagreementDrop, DropEstimate, MeanDrop, PairedDrop
 
 Outputs = Mapping[str, NDArray[Any]]
 METRICS = ("top1", "top5", "agreement", "cosine", "sqnr")
@@ -30,16 +31,40 @@ class Metric(ABC):
     def score(self) -> float:
         """The score of all batches so far."""
 
+    def drop_from(self, first: Metric) -> DropEstimate | None:
+        """How sure the drop from `first` is, which took in the same samples with the full-precision outputs.
 
-class Top(Metric):
+        None where the score isn't a mean over samples.
+        """
+        return None
+
+
+class _Mean(Metric):
+    """A metric that is the mean over samples of what each one scores."""
+
+    def __init__(self) -> None:
+        self._outcomes: list[NDArray[Any]] = []
+
+    @property
+    def outcomes(self) -> NDArray[Any]:
+        """What each sample scored, [samples]."""
+        return np.concatenate(self._outcomes) if self._outcomes else np.zeros(0)
+
+    def score(self) -> float:
+        """See Metric."""
+        outcomes = self.outcomes
+        return float(outcomes.sum(dtype=np.float64) / max(1, len(outcomes)))
+
+
+class Top(_Mean):
     """Share of samples whose label is among the `k` highest scores of the first output."""
 
     needs_labels = True
 
     def __init__(self, k: int) -> None:
+        super().__init__()
         self.k = k
         self.name = f"top{k}"
-        self._right = self._seen = 0
 
     def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
         """See Metric. Raises DataError for labels that don't fit the scores."""
@@ -55,43 +80,37 @@ class Top(Metric):
             raise DataError(
                 f"labels run from {labels.min()} to {labels.max()}, but the model has {scores.shape[1]} classes"
             )
-        # Ties count against the label, so that a constant output scores nothing.
+        # Ties count against the label, so that a constant output scores nothing; so does what isn't a number.
         own = scores[np.arange(len(scores)), labels][:, None]
-        self._right += int(((scores >= own).sum(1) <= self.k).sum())
-        self._seen += len(scores)
+        self._outcomes.append((~(scores < own)).sum(1) <= self.k)
 
-    def score(self) -> float:
+    def drop_from(self, first: Metric) -> DropEstimate | None:
         """See Metric."""
-        return self._right / max(1, self._seen)
+        assert isinstance(first, Top)
+        before, after = first.outcomes, self.outcomes
+        return PairedDrop(len(after), int((before & ~after).sum()), int((after & ~before).sum()))
 
 
-class Agreement(Metric):
+class Agreement(_Mean):
     """Share of samples whose highest score is in the same place as the full-precision model's."""
 
     name = "agreement"
 
-    def __init__(self) -> None:
-        self._same = self._seen = 0
-
     def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
         """See Metric."""
         first, second = _scores(reference, self.name), _scores(outputs, self.name)
-        self._same += int((first.argmax(1) == second.argmax(1)).sum())
-        self._seen += len(first)
+        self._outcomes.append(first.argmax(1) == second.argmax(1))
 
-    def score(self) -> float:
+    def drop_from(self, first: Metric) -> DropEstimate | None:
         """See Metric."""
-        return self._same / max(1, self._seen)
+        same = self.outcomes
+        return DisagreementDrop(len(same), int((~same).sum()))
 
 
-class Cosine(Metric):
+class Cosine(_Mean):
     """Mean over samples of the cosine between this model's outputs and the full-precision model's."""
 
     name = "cosine"
-
-    def __init__(self) -> None:
-        self._sum = 0.0
-        self._seen = 0
 
     def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
         """See Metric."""
@@ -100,12 +119,13 @@ class Cosine(Metric):
         dots = np.einsum("ij,ij->i", first, second)
         # Zeros point nowhere: like zeros, and unlike anything else.
         both_zero = ~first.any(1) & ~second.any(1)
-        self._sum += float(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero).sum())
-        self._seen += len(first)
+        self._outcomes.append(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero))
 
-    def score(self) -> float:
-        """See Metric."""
-        return self._sum / max(1, self._seen)
+    def drop_from(self, first: Metric) -> DropEstimate | None:
+        """See Metric. Where outputs aren't a row a sample, what counts is a row a batch."""
+        assert isinstance(first, Cosine)
+        drops = first.outcomes - self.outcomes
+        return MeanDrop(len(drops), float(drops.mean()), float(drops.std(ddof=1))) if len(drops) > 1 else None
 
 
 class Sqnr(Metric):

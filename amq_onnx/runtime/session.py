@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -132,11 +132,7 @@ def exact_options(model: onnx.ModelProto, provider: str) -> dict[str, str]:
 
 def _8_bit_readers(model: onnx.ModelProto) -> Counter[str]:
     """Weights stored in the full range of int8, for which 16-bit sums are too small: how many layers multiply each."""
-    stored = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
-    }
+    stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
     producers = {name: node for node in model.graph.node for name in node.output}
     found: Counter[str] = Counter()
     for node in model.graph.node:
@@ -149,6 +145,16 @@ def _8_bit_readers(model: onnx.ModelProto) -> Counter[str]:
             source = dequantize.input[0]
             while source in producers and producers[source].op_type == "Transpose":
                 source = producers[source].input[0]
-            if source in stored:
+            if _holds(source, stored, producers):
                 found[source] += 1
     return found
+
+
+def _holds(name: str, stored: Collection[str], producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether codes are those of a stored tensor, or have some of them among others (channels of several widths)."""
+    if name in stored:
+        return True
+    node = producers.get(name)
+    if node is None or node.op_type not in ("Concat", "Gather", "Reshape", "Transpose"):
+        return False
+    return any(_holds(read, stored, producers) for read in (node.input if node.op_type == "Concat" else node.input[:1]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from amq_onnx.calibration import Progress
 from amq_onnx.errors import DataError, GateError, ModelError, UsageError
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import file_bytes
+from amq_onnx.runtime.confidence import DropEstimate, Interval
 from amq_onnx.runtime.latency import Latency, alternate
 from amq_onnx.runtime.metrics import Metric, UserMetric, metric_named
 from amq_onnx.runtime.session import exact_options, open_session
 
 _BATCH = 32
-_RELATIVE_METRICS = ("agreement", "cosine")
+_KEPT_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class OutputError:
     sqnr: float
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What two models did on the same data.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What two models answered on the same data.
 
-    scores are of `metric`; drop is how much the second is below the first (agreement and cosine: below 1).
-    latency: median seconds a run of one sample, in turns. options: session options of the second model.
+    scores are of `metric`; drop is how much the second is below the first (agreement and cosine: below 1), estimate how
+    sure that is, None where the metric isn't a mean over samples. options: session options of the second model.
     """
 
     provider: str
@@ -48,16 +48,150 @@ class Verification:
     float_score: float
     quantized_score: float
     drop: float
+    estimate: DropEstimate | None = None
     outputs: dict[str, OutputError]
-    float_bytes: int
-    quantized_bytes: int
-    latency: Latency
     options: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def drop_interval(self) -> Interval | None:
+        """The 95 % confidence interval of the drop."""
+        return None if self.estimate is None else self.estimate.interval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Comparison):
+    """A comparison with the bytes of both files and their latency: median seconds a run of one sample, in turns."""
+
+    float_bytes: int
+    quantized_bytes: int
+    latency: Latency
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"latency_ratio": self.latency.ratio}
+        return asdict(self) | {"drop_interval": self.drop_interval, "latency_ratio": self.latency.ratio}
+
+
+class Evaluator:
+    """Compares files with one float model on the same data. The float model runs once.
+
+    metric: one of METRICS or script.py:function; by default top1 where there are labels and scores [N, C],
+    agreement for scores without labels, else cosine. Outputs of the float model are kept, up to 1 GB of them; what is
+    beyond is computed anew for each file.
+
+    Raises ProviderError if the provider isn't there, ModelError for a file that the runtime refuses.
+    """
+
+    def __init__(
+        self,
+        reference: Path,
+        data: Dataset,
+        *,
+        metric: str | None = None,
+        provider: str = "cpu",
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.reference = reference
+        self.data = data
+        self.provider = provider
+        self.threads = threads
+        self.progress = progress
+        self.session = open_session(reference, provider, threads=threads)
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.labels_are_input = LABELS in {value.name for value in self.session.get_inputs()}
+        self._kept: list[dict[str, np.ndarray]] = []
+        self._kept_bytes = 0
+        head = next(data.batches(_BATCH))
+        labelled = LABELS in head and not self.labels_are_input
+        self.metric = metric or _default_metric(self._reference(0, head), labelled)
+        self._makers = metric_named(self.metric)
+        self._float_metric: Metric | None = None
+
+    def compare(self, quantized: Path, options: Mapping[str, str] | None = None) -> Comparison:
+        """Run the file on all data; `options` are session configuration entries for it.
+
+        Raises DataError for data that don't fit, ModelError for a file that the runtime refuses or whose outputs
+        differ in name or shape.
+        """
+        second, needed = self._open(quantized, options)
+        return self._compare(second, needed)
+
+    def timed(self, comparison: Comparison, quantized: Path) -> Verification:
+        """The comparison with that file, with the latency of both."""
+        second, _ = self._open(quantized, comparison.options)
+        one = next(self.data.batches(1))
+        found = {entry.name: getattr(comparison, entry.name) for entry in fields(comparison)}
+        return Verification(
+            **found,
+            float_bytes=file_bytes(self.reference),
+            quantized_bytes=file_bytes(quantized),
+            latency=alternate(lambda: _run(self.session, self.names, one), lambda: _run(second, self.names, one)),
+        )
+
+    def _open(self, quantized: Path, options: Mapping[str, str] | None) -> tuple[Any, dict[str, str]]:
+        model = onnx.load_model(quantized, load_external_data=False)
+        needed = {**exact_options(model, self.provider), **(options or {})}
+        second = open_session(quantized, self.provider, threads=self.threads, options=needed)
+        if self.names != [output.name for output in second.get_outputs()]:
+            raise ModelError(f"'{quantized}' has other outputs than '{self.reference}': they aren't the same model")
+        return second, needed
+
+    def _compare(self, second: Any, needed: dict[str, str]) -> Comparison:
+        import onnxruntime
+
+        first_run = self._float_metric is None
+        float_metric, quantized_metric = self._float_metric or self._makers(), self._makers()
+        errors = {name: _RunningError() for name in self.names}
+        samples = 0
+        unequal: dict[str, str] = {}
+        for number, batch in enumerate(self.data.batches(_BATCH)):
+            outputs = self._reference(number, batch)
+            found = _run(second, self.names, batch)
+            labels = None if self.labels_are_input else batch.get(LABELS)
+            for name in self.names:
+                if outputs[name].shape != found[name].shape:
+                    shapes = f"shape {found[name].shape} where the full-precision model's has {outputs[name].shape}"
+                    unequal.setdefault(name, f"output '{name}' has {shapes}")
+            if unequal and not isinstance(quantized_metric, UserMetric):
+                reason = next(iter(unequal.values()))
+                raise ModelError(f"{reason}, so they can't be compared: use --metric script.py:function")
+            if first_run:
+                _add(float_metric, outputs, outputs, labels)
+            _add(quantized_metric, outputs, found, labels)
+            for name in self.names:
+                if name not in unequal:
+                    errors[name].add(outputs[name], found[name])
+            samples += self.data.count(batch)
+            if self.progress is not None:
+                self.progress("verification", samples, None)
+        self._float_metric = float_metric
+        float_score, quantized_score = float_metric.score(), quantized_metric.score()
+        estimate = quantized_metric.drop_from(float_metric)
+        return Comparison(
+            provider=self.provider,
+            runtime=onnxruntime.__version__,
+            samples=samples,
+            metric=self.metric,
+            float_score=float_score,
+            quantized_score=quantized_score,
+            drop=float_score - quantized_score if estimate is None else estimate.drop,
+            estimate=estimate,
+            outputs={name: error.result() for name, error in errors.items() if error.count and name not in unequal},
+            options=needed,
+            notes=[*_notes(needed), *unequal.values()],
+        )
+
+    def _reference(self, number: int, batch: Batch) -> dict[str, np.ndarray]:
+        """The float model's outputs of a batch."""
+        if number < len(self._kept):
+            return self._kept[number]
+        outputs = _run(self.session, self.names, batch)
+        size = sum(array.nbytes for array in outputs.values())
+        if number == len(self._kept) and self._kept_bytes + size <= _KEPT_BYTES:
+            self._kept.append(outputs)
+            self._kept_bytes += size
+        return outputs
 
 
 def verify(
@@ -71,82 +205,38 @@ def verify(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> Verification:
-    """Run both files on `data` and compare.
-
-    metric: one of METRICS or script.py:function; by default top1 where there are labels and scores [N, C],
-    agreement for scores without labels, else cosine.
-
-    Raises ProviderError if the provider isn't there, DataError for data that don't fit, ModelError for files that
-    the runtime refuses or whose outputs differ in name.
-    """
-    import onnxruntime
-
-    second_model = onnx.load_model(quantized, load_external_data=False)
-    needed = {**exact_options(second_model, provider), **(options or {})}
-    first = open_session(reference, provider, threads=threads)
-    second = open_session(quantized, provider, threads=threads, options=needed)
-    inputs = {value.name for value in first.get_inputs()}
-    names = [output.name for output in first.get_outputs()]
-    if names != [output.name for output in second.get_outputs()]:
-        raise ModelError(f"'{quantized}' has other outputs than '{reference}': they aren't the same model")
-    batches = data.batches(_BATCH)
-    head = next(batches)
-    labelled = LABELS in head and LABELS not in inputs
-    chosen = metric or _default_metric(_run(first, names, head), labelled)
-    makers = metric_named(chosen)
-    float_metric, quantized_metric = makers(), makers()
-    errors = {name: _RunningError() for name in names}
-    samples = 0
-    unequal: dict[str, str] = {}
-    for batch in chain([head], batches):
-        outputs = _run(first, names, batch)
-        found = _run(second, names, batch)
-        labels = None if LABELS in inputs else batch.get(LABELS)
-        for name in names:
-            if outputs[name].shape != found[name].shape:
-                shapes = f"shape {found[name].shape} where the full-precision model's has {outputs[name].shape}"
-                unequal.setdefault(name, f"output '{name}' has {shapes}")
-        if unequal and not isinstance(quantized_metric, UserMetric):
-            reason = next(iter(unequal.values()))
-            raise ModelError(f"{reason}, so they can't be compared: use --metric script.py:function")
-        _add(float_metric, outputs, outputs, labels)
-        _add(quantized_metric, outputs, found, labels)
-        for name in names:
-            if name not in unequal:
-                errors[name].add(outputs[name], found[name])
-        samples += data.count(batch)
-        if progress is not None:
-            progress("verification", samples, None)
-    float_score, quantized_score = float_metric.score(), quantized_metric.score()
-    one = next(data.batches(1))
-    latency = alternate(lambda: _run(first, names, one), lambda: _run(second, names, one))
-    return Verification(
-        provider=provider,
-        runtime=onnxruntime.__version__,
-        samples=samples,
-        metric=chosen,
-        float_score=float_score,
-        quantized_score=quantized_score,
-        drop=float_score - quantized_score,
-        outputs={name: error.result() for name, error in errors.items() if error.count and name not in unequal},
-        float_bytes=file_bytes(reference),
-        quantized_bytes=file_bytes(quantized),
-        latency=latency,
-        options=needed,
-        notes=[*_notes(needed), *unequal.values()],
-    )
+    """Run both files on `data` and compare: see Evaluator, which also says what is raised."""
+    evaluator = Evaluator(reference, data, metric=metric, provider=provider, threads=threads, progress=progress)
+    return evaluator.timed(evaluator.compare(quantized, options), quantized)
 
 
-def require_gate(verification: Verification, max_drop: float | None) -> None:
+def require_gate(comparison: Comparison, max_drop: float | None) -> None:
     """Raise GateError if the drop is above `max_drop`; UsageError for what `check_gate` refuses."""
     if max_drop is None:
         return
-    check_gate(verification.metric, max_drop)
-    if not verification.drop <= max_drop:
-        raise GateError(
-            f"{verification.metric} fell by {verification.drop:.4f} to {verification.quantized_score:.4f}, more than "
-            f"--max-drop {max_drop:g} allows: give a larger --size"
-        )
+    check_gate(comparison.metric, max_drop)
+    if not comparison.drop <= max_drop:
+        raise GateError(f"{fall(comparison)}, more than --max-drop {max_drop:g} allows: give a larger --size")
+
+
+def fall(comparison: Comparison) -> str:
+    """How far the metric fell, and how sure that is, as the start of a sentence."""
+    said = f"{comparison.metric} fell by {comparison.drop:.4f} to {comparison.quantized_score:.4f}"
+    interval = comparison.drop_interval
+    return said if interval is None else f"{said} (95 % interval of the fall {interval[0]:.4f} to {interval[1]:.4f})"
+
+
+def doubt(comparison: Comparison, max_drop: float | None) -> str | None:
+    """What to say where the drop is within `max_drop` but its interval reaches beyond; None where there is no doubt."""
+    estimate = comparison.estimate
+    if max_drop is None or estimate is None or not estimate.interval()[1] > max_drop:
+        return None
+    needed = estimate.samples_for(max_drop)
+    more = "no number of samples would settle it" if needed is None else f"about {needed:,} would settle it"
+    return (
+        f"{fall(comparison)}: within --max-drop {max_drop:g}, but {comparison.samples:,} samples can't rule out more; "
+        f"{more} if they do alike"
+    )
 
 
 def check_gate(metric: str | None, max_drop: float | None) -> None:

@@ -15,6 +15,11 @@ pieces are spread by tables of their own to one number an index and added:
     b = 6: 2 codes an index = one byte of 4-bit pieces + one nibble of 2-bit pieces
     b = 7: 2 codes an index = one byte of 4-bit + one nibble of 2-bit + two bits of 1-bit pieces
 
+Where the channels of a weight have different widths, those of one width are packed together, unpacked as above, put one
+after another, and brought into their order:
+
+    codes of 3 bits, codes of 5 bits, ... -> Concat -> Reshape(channels first) -> Gather(order) -> [Transpose]
+
 Tables are computed in the graph from Range by integer Div and Mod: some 300 bytes a width, shared by all sites
 of that width. Everything is opset 13 or older. The work at load is done on int32 indices, fewer than there are
 weights, not on int32 weights: faster and leaner than shifting bit planes (measured, docs/packing.md).
@@ -25,49 +30,14 @@ DequantizeLinear narrows it, since native 4-bit activations fall off the integer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from amq_onnx.quantizer.encoding import code_range
-from amq_onnx.recipe import Codes, ConstantSpec, NodeSpec, Recipe, fixed_constant
+from amq_onnx.recipe import ConstantSpec, NodeSpec, Recipe, fixed_constant
+from amq_onnx.targets.packing import Channels, Layout, Unpacking
 from amq_onnx.targets.target import Target
-
-_PIECES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How codes of `bits` bits lie in bytes: pieces of these widths, the first one's bytes lead an index."""
-
-    bits: int
-
-    @property
-    def pieces(self) -> tuple[int, ...]:
-        return _PIECES[self.bits]
-
-    @property
-    def codes_per_index(self) -> int:
-        return 8 // self.pieces[0]
-
-    @property
-    def index_bits(self) -> int:
-        return self.codes_per_index * self.bits
-
-    @property
-    def codes_per_block(self) -> int:
-        """Codes after which every piece ends on a whole byte."""
-        return 8 // self.pieces[-1]
-
-    def field_shift(self, piece: int) -> int:
-        """Where the piece's field starts in an index."""
-        return self.codes_per_index * sum(self.pieces[:piece])
-
-    def value_shift(self, piece: int) -> int:
-        """Where the piece's bits stand in a code."""
-        return sum(self.pieces[:piece])
 
 
 class OnnxRuntimeTarget(Target):
@@ -82,6 +52,7 @@ class OnnxRuntimeTarget(Target):
     name = "onnxruntime"
     weight_widths = range(1, 9)
     activation_widths = range(2, 9)
+    mixes = True
     dequantizes_at_load = True
     speed = (
         "where the kernel says integer, weights of every width run at the speed of int8; elsewhere they are "
@@ -90,49 +61,48 @@ class OnnxRuntimeTarget(Target):
 
     def weight(self, key: str, shape: tuple[int, ...], bits: int, integer: bool = True) -> Recipe:
         """See Target."""
-        if bits == 8:
-            plain = ConstantSpec(f"{self.stem}{key}", np.int8, shape, lambda codes: codes.astype(np.int8))
-            return Recipe(plain.name, (plain,), zero_points="kept" if integer else "left out")
-        layout = _Layout(bits)
         name = f"{self.stem}{key}"
-        count = int(np.prod(shape, dtype=np.int64))
-        padded = -(-count // layout.codes_per_block) * layout.codes_per_block
-        constants: list[ConstantSpec] = []
-        nodes: list[NodeSpec] = []
-        shared = [f"t{bits}"]
-        index = ""
-        for piece, width in enumerate(layout.pieces):
-            stored = ConstantSpec(
-                f"{name}{'klm'[piece]}", np.uint8, (padded * width // 8,), _PieceValues(layout, piece, padded)
-            )
-            constants.append(stored)
-            nodes.append(NodeSpec("Cast", (stored.name,), f"{stored.name}i", {"to": 6}))
-            if piece == 0:
-                index = f"{stored.name}i"
-                continue
-            spread = _spread_key(layout, piece)
-            shared += [spread, "flat"]
-            nodes += [
-                NodeSpec("Gather", (f"{self.stem}{spread}", f"{stored.name}i"), f"{stored.name}g"),
-                NodeSpec("Reshape", (f"{stored.name}g", f"{self.stem}flat"), f"{stored.name}f"),
-                NodeSpec("Add", (index, f"{stored.name}f"), f"{stored.name}a"),
-            ]
-            index = f"{stored.name}a"
-        nodes.append(NodeSpec("Gather", (f"{self.stem}t{bits}", index), f"{name}t"))
-        codes = f"{name}t"
-        if padded != count:
-            nodes += [
-                NodeSpec("Reshape", (codes, f"{self.stem}flat"), f"{name}u"),
-                NodeSpec("Slice", (f"{name}u", f"{self.stem}start", f"{name}n"), f"{name}v"),
-            ]
-            constants.append(fixed_constant(f"{name}n", np.array([count], np.int64)))
-            shared += ["flat", "start"]
-            codes = f"{name}v"
-        shape_key = _shape_key(shape)
-        shared.append(shape_key)
-        nodes.append(NodeSpec("Reshape", (codes, f"{self.stem}{shape_key}"), name))
-        zero_points: Literal["left out", "left out for Conv"] = "left out for Conv" if integer else "left out"
-        return Recipe(name, tuple(constants), tuple(nodes), tuple(dict.fromkeys(shared)), zero_points)
+        if bits == 8:
+            plain = ConstantSpec(name, np.int8, shape, lambda codes: codes.astype(np.int8))
+            return Recipe(name, (plain,), zero_points="kept" if integer else "left out")
+        made = Unpacking(self.stem)
+        codes = made.add(name, int(np.prod(shape, dtype=np.int64)), bits)
+        made.node("Reshape", (codes, made.use(_shape_key(shape))), name)
+        return made.recipe(name, "left out for Conv" if integer else "left out")
+
+    def mixed_weight(
+        self, key: str, shape: tuple[int, ...], axis: int, widths: Sequence[int], integer: bool = True
+    ) -> Recipe:
+        """See Target."""
+        name = f"{self.stem}{key}"
+        groups: dict[int, list[int]] = {}
+        for channel, bits in enumerate(widths):
+            groups.setdefault(bits, []).append(channel)
+        if len(groups) == 1:
+            return self.weight(key, shape, widths[0], integer)
+        made = Unpacking(self.stem)
+        each = int(np.prod(shape, dtype=np.int64)) // len(widths)
+        parts = []
+        for letter, (bits, channels) in zip("ABCDEFGH", groups.items(), strict=False):
+            pick = Channels(axis, tuple(channels))
+            parts.append(made.flat(made.add(f"{name}{letter}", each * len(channels), bits, pick)))
+        steps: list[tuple[str, tuple[str, ...], dict[str, int | list[int]]]] = [("Concat", (), {"axis": 0})]
+        channels_first = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+        steps.append(("Reshape", (made.use(_shape_key(channels_first)),), {}))
+        order = [channel for channels in groups.values() for channel in channels]
+        if order != sorted(order):
+            steps.append(("Gather", (made.order(f"{name}p", order),), {"axis": 0}))
+        if axis:
+            back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
+            steps.append(("Transpose", (), {"perm": back}))
+        read = tuple(parts)
+        for number, (operator, more, attributes) in enumerate(steps):
+            output = name if number == len(steps) - 1 else f"{name}{'xyw'[number]}"
+            made.node(operator, (*read, *more), output, attributes)
+            read = (output,)
+        if not integer:
+            return made.recipe(name, "left out")
+        return made.recipe(name, "kept" if 8 in groups else "left out for Conv")
 
     def shared(self, key: str) -> Recipe:
         """See Target.
@@ -152,12 +122,12 @@ class OnnxRuntimeTarget(Target):
             case "i":
                 return Recipe(name, (fixed_constant(name, np.array(numbers[0], np.int32)),))
             case "t":
-                return self._code_table(name, _Layout(numbers[0]))
+                return self._code_table(name, Layout(numbers[0]))
             case "s":
                 return self._spread_table(name, width=numbers[0], shift=numbers[1])
         raise KeyError(key)
 
-    def _code_table(self, name: str, layout: _Layout) -> Recipe:
+    def _code_table(self, name: str, layout: Layout) -> Recipe:
         """int8 [2^index_bits, codes_per_index]: row i holds the codes whose fields make up index i."""
         low, _ = code_range(layout.bits, signed=True)
         build = _Builder(self, name)
@@ -219,31 +189,7 @@ class _Builder:
         return f"{self.target.stem}{key}"
 
 
-@dataclass(frozen=True)
-class _PieceValues:
-    """Packs one piece of every code into bytes, lowest field first."""
-
-    layout: _Layout
-    piece: int
-    padded: int
-
-    def __call__(self, codes: Codes) -> NDArray[np.uint8]:
-        low, _ = code_range(self.layout.bits, signed=True)
-        width = self.layout.pieces[self.piece]
-        unsigned = np.zeros(self.padded, np.uint8)
-        unsigned[: codes.size] = codes.reshape(-1) - low
-        fields = (unsigned >> self.layout.value_shift(self.piece)) & (2**width - 1)
-        per_byte = 8 // width
-        shifts = np.arange(per_byte, dtype=np.uint8) * width
-        packed = np.bitwise_or.reduce(fields.reshape(-1, per_byte) << shifts, axis=1)
-        return np.asarray(packed, np.uint8)
-
-
 _SHAPES = {"flat": [-1], "start": [0], "column": [1]}
-
-
-def _spread_key(layout: _Layout, piece: int) -> str:
-    return f"s{layout.pieces[piece] * layout.codes_per_index}x{layout.field_shift(piece)}"
 
 
 def _shape_key(shape: tuple[int, ...]) -> str:

@@ -6,6 +6,8 @@ the others it dequantizes at every run and computes in float.
 
 Activations. uint8, narrowed by a Clip below 8 bits; uint16 at 16 bits.
 
+All channels of a weight have one width: they share one type, whose bytes a narrower channel would not save.
+
 Three forms that the standard allows are avoided, because onnxruntime breaks on them (1.31 and 1.32, measured): INT2
 weights beside quantized activations, of which its optimiser makes a QLinearConv, QGemm or QLinearMatMul of int2 that
 doesn't exist, so those take INT4; uint4 activations, for the same reason, and because it deletes a Relu in front of

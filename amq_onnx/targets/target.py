@@ -23,6 +23,9 @@ class Target(ABC):
     activation_widths: ClassVar[Sequence[int]]
     minimum_opset: ClassVar[int] = 13
     """QuantizeLinear has an axis from there on."""
+    mixes: ClassVar[bool] = False
+    """The channels of one weight may have widths of their own."""
+
     dequantizes_at_load: ClassVar[bool]
     """Weights that no integer kernel reads are dequantized by operators that the runtime folds, and weights that
     others only move (Gather, Transpose) are moved as codes."""
@@ -39,6 +42,12 @@ class Target(ABC):
 
         integer: whether an integer kernel reads it.
         """
+
+    def mixed_weight(
+        self, key: str, shape: tuple[int, ...], axis: int, widths: Sequence[int], integer: bool = True
+    ) -> Recipe:
+        """See `weight`: with a width for each channel, along `axis`. Raises ValueError where `mixes` is False."""
+        raise ValueError(f"the target '{self.name}' gives all channels of a weight one width")
 
     def shared(self, key: str) -> Recipe:
         """The recipe of a constant or table that several sites use, by the keys that Recipe.shared names."""
@@ -68,14 +77,11 @@ class Target(ABC):
             size += Recipe("", (), (clip,)).file_bytes()
         return size
 
-    def weight_bytes(
-        self, key: str, shape: tuple[int, ...], channels: int, bits: int, *, integer: bool = True, conv: bool = False
-    ) -> int:
+    def weight_bytes(self, key: str, recipe: Recipe, channels: int, *, conv: bool = False) -> int:
         """Bytes that depend on a weight's width: how its codes are stored, and its zero points.
 
-        channels: how many scales it has. integer: whether an integer kernel reads it. conv: only Conv nodes read it.
+        recipe: the weight's. channels: how many scales it has. conv: only Conv nodes read it.
         """
-        recipe = self.weight(key, shape, bits, integer)
         size = recipe.file_bytes()
         if recipe.zero_points == "kept" or (recipe.zero_points == "left out for Conv" and not conv):
             zeros = fixed_constant(f"{self.stem}{key}z", np.zeros(channels, np.int8))

@@ -442,6 +442,14 @@ def test_a_gate_without_anything_to_verify_on(refused, case, out):
     refused("quantize", case.model, "-o", out, *asked, names="--max-drop")
 
 
+def test_neither_a_size_nor_a_drop(refused, case, out):
+    refused("quantize", case.model, "-o", out, "--data", case.data, names=["--size", "--max-drop"])
+
+
+def test_a_search_without_anything_to_verify_on(refused, case, out):
+    refused("quantize", case.model, "-o", out, "--from-sensitivity", case.table, "--max-drop=.1", names="--max-drop")
+
+
 def test_a_gate_on_decibels(refused, case, out):
     more = ["--metric", "sqnr", "--max-drop", "1"]
     refused(*quantize(case.model, out, case.data, *more), names=["--max-drop", "sqnr"])

@@ -342,6 +342,46 @@ def test_the_gate_fails_with_1_and_the_file_is_there(amq, case, tmp_path):
     assert amq("quantize", case.model, "-o", out, *asked, "--max-drop", "0.5").code == 0
 
 
+def test_without_a_size_the_smallest_file_within_the_drop_is_searched_for(amq, case, tmp_path, read_json):
+    out, summary, plan = tmp_path / "o.onnx", tmp_path / "s.json", tmp_path / "p.json"
+    asked = ["--from-sensitivity", case.table, "--data", case.data, "--metric", "cosine", "--json", summary]
+    ran = amq("quantize", case.model, "-o", out, *asked, "--save-plan", plan, "--max-drop", "0.005")
+    assert ran.code == 0, ran.err
+    found = read_json(summary)
+    assert out.stat().st_size == found["bytes"] == found["verification"]["quantized_bytes"]
+    assert found["verification"]["drop"] <= 0.005
+    assert found["budget_bytes"] is None
+    trials = {trial["bytes"]: trial["drop"] for trial in found["trials"]}
+    assert found["bytes"] == min(size for size, drop in trials.items() if drop <= 0.005)
+    assert max(trials.values()) > 0.005
+    assert len(trials) <= 16
+    assert f"searched {len(trials)} files" in ran.out
+    # The plan is that of the file.
+    again = tmp_path / "again.onnx"
+    assert amq("apply", case.model, plan, "-o", again).code == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_no_file_is_written_where_none_is_within_the_drop(amq, case, tmp_path):
+    out, summary = tmp_path / "o.onnx", tmp_path / "s.json"
+    asked = ["--from-sensitivity", case.table, "--data", case.data, "--metric", "cosine", "--json", summary]
+    ran = amq("quantize", case.model, "-o", out, *asked, "--max-drop", "1e-12")
+    assert ran.code == 1
+    said = ran.err.splitlines()[-1]
+    assert re.search(
+        r"no file is within --max-drop 1e-12: .*best of \d+ .* bytes, cosine fell by .*nothing was w", said
+    )
+    assert listing(tmp_path) == {}
+
+
+def test_a_drop_that_few_samples_leave_in_doubt_is_noted(amq, case, tmp_path):
+    asked = ["--from-sensitivity", case.table, "--data", case.data, "--size", "0.9", "--max-drop", "0.1", "--dry-run"]
+    ran = amq("quantize", case.model, *asked)
+    assert ran.code == 0, ran.err
+    assert re.search(r"note: top1 fell by 0.0625 .* 32 samples can't rule out more; about \d+ would settle it", ran.err)
+    assert "drop of top1 (95 % interval)" in ran.out
+
+
 def test_evaluation_data_of_their_own(amq, case, tmp_path, read_json):
     images = networks.images(7, seed=3)
     labels = networks.run_float(networks.conv_net(), {"image": images})["scores"].argmax(1)

@@ -312,6 +312,23 @@ class TestInsertQDQ:
         np.testing.assert_array_equal(ours, theirs)
         assert run(after, [InsertQDQ({"w": weight, "x": data})]) is after
 
+    def test_channels_of_several_widths_are_bounded_by_max_and_min(self):
+        before = self.small()
+        weight = Encoding(8, True, np.array([0.3, 0.2, 0.5, 0.01], np.float32), axis=0, widths=(3, 2, 5, 8))
+        after = run(before, [InsertQDQ({"w": weight})])
+        assert operators(after) == ["QuantizeLinear", "Max", "Min", "DequantizeLinear", "Conv", "Relu", "Neg"]
+        made = {item.op_type: item for item in after.graph.node}
+        for operator, ends in (("Max", [-4, -2, -16, -128]), ("Min", [3, 1, 15, 127])):
+            bound = initializers(after)[made[operator].input[1]]
+            np.testing.assert_array_equal(bound, np.array(ends, np.int8).reshape(4, 1, 1, 1))
+        rounded = onnx.ModelProto()
+        rounded.CopyFrom(before)
+        values = round_trip(initializers(before)["w"], weight)
+        rounded.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+        image = f(2, 3, 6, 6)
+        np.testing.assert_array_equal(outputs(after, {"x": image})[0], outputs(rounded, {"x": image})[0])
+        assert run(after, [InsertQDQ({"w": weight})]) is after
+
     def test_eight_bits_need_no_clip_and_all_readers_read_the_same(self):
         nodes = [node("Relu", "x", "r"), node("Conv", "r w", "a"), node("Conv", "r v", "b"), node("Add", "a b", "y")]
         before = model(nodes, IMAGE, {"y": None}, {"w": f(4, 3, 3, 3), "v": f(4, 3, 3, 3)})

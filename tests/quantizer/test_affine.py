@@ -1,5 +1,7 @@
 """Affine rounding is onnxruntime's, bit for bit."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -96,6 +98,25 @@ def test_codes_fill_exactly_the_range_of_the_width(bits, signed):
     zero = 0 if signed else high // 2
     codes = quantize(wide, encoding(signed, 1.0, zero, bits=bits))
     np.testing.assert_array_equal(np.unique(codes), np.arange(low, high + 1))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_channel_keeps_to_its_own_width(axis):
+    widths = (2, 8, 5)
+    wide = 200 * np.random.default_rng(1).standard_normal((3, 3, 3)).astype(np.float32)
+    scales = np.array([1.0, 0.5, 2.0], np.float32)
+    codes = quantize(wide, Encoding(8, True, scales, axis=axis, widths=widths))
+    for channel, bits in enumerate(widths):
+        alone = Encoding(bits, True, scales[channel])
+        np.testing.assert_array_equal(np.take(codes, channel, axis), quantize(np.take(wide, channel, axis), alone))
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (4, 3, 2), (4, 0), (5, 4), (3, 2)])
+def test_widths_that_do_not_fit_the_channels_are_refused(widths):
+    with pytest.raises(ValueError, match="channels") if widths != (4, 4) else nullcontext():
+        Encoding(4, True, np.ones(2, np.float32), axis=0, widths=widths)
+    with pytest.raises(ValueError, match="axis"):
+        Encoding(4, True, np.float32(1), widths=widths[:1])
 
 
 def test_round_trip_repeated_changes_nothing():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from amq_onnx.errors import DataError, UsageError
+from amq_onnx.runtime.confidence import DisagreementDrop, PairedDrop
 from amq_onnx.runtime.metrics import METRICS, metric_named
 
 rng = np.random.default_rng(5)
@@ -53,6 +54,8 @@ def test_ties_count_against_the_label(scores, label, top1, top5):
 def test_nan_scores_are_wrong():
     scores = np.array([[np.nan, 0, 0]])
     assert score("top1", [(scores, scores, np.array([1]))]) == 0
+    assert score("top1", [(scores, scores, np.array([0]))]) == 0
+    assert score("top1", [(np.full((1, 3), np.nan),) * 2 + (np.array([2]),)]) == 0
 
 
 def test_top5_of_fewer_classes_is_always_right():
@@ -179,6 +182,27 @@ def test_user_function_that_fails(script, body, said):
     where = script(body)
     with pytest.raises(DataError, match=f"metric '.*metric.py:score' failed: {said}"):
         score(where, [(np.eye(2), np.eye(2), None)])
+
+
+def drop(name, reference, outputs, labels=None):
+    first, second = metric_named(name)(), metric_named(name)()
+    for start in range(0, len(reference), 2):
+        rows = slice(start, start + 2)
+        batch = None if labels is None else labels[rows]
+        first.add(as_outputs(reference[rows]), as_outputs(reference[rows]), batch)
+        second.add(as_outputs(reference[rows]), as_outputs(outputs[rows]), batch)
+    return second.drop_from(first)
+
+
+def test_drops_come_from_each_sample():
+    first = np.eye(5)
+    second = np.eye(5)[[0, 2, 1, 3, 4]]
+    labels = np.array([0, 1, 1, 3, 0])  # 0: both right, 1: lost, 2: gained, 3: both right, 4: both wrong
+    assert drop("top1", first, second, labels) == PairedDrop(5, 1, 1)
+    assert drop("agreement", first, second) == DisagreementDrop(5, 2)
+    found = drop("cosine", np.eye(4), np.eye(4)[[0, 1, 2, 2]])
+    assert (found.samples, found.mean, found.deviation) == (4, 0.25, 0.5)
+    assert drop("sqnr", first, second) is None
 
 
 def test_unknown_metrics():

@@ -1,5 +1,8 @@
 """Two files on the same data, end to end."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,8 +12,9 @@ from onnx import TensorProto
 from amq_onnx.errors import DataError, GateError, ModelError, UsageError
 from amq_onnx.model.data import open_data
 from amq_onnx.runtime import verification as module
+from amq_onnx.runtime.confidence import PairedDrop
 from amq_onnx.runtime.latency import Latency
-from amq_onnx.runtime.verification import check_gate, require_gate, verify
+from amq_onnx.runtime.verification import check_gate, doubt, require_gate, verify
 
 
 @pytest.fixture(autouse=True)
@@ -255,10 +259,45 @@ def test_gate(verified):
 
 
 def test_a_score_that_is_no_number_fails_the_gate(verified):
-    from dataclasses import replace
-
     with pytest.raises(GateError):
         require_gate(replace(verified[0], drop=float("nan")), 0.5)
+
+
+def test_the_interval_comes_from_paired_samples(verified):
+    found, drop = verified
+    assert (found.estimate.samples, found.estimate.lost, found.estimate.gained) == (32, round(32 * drop), 0)
+    assert found.to_dict()["drop_interval"] == found.drop_interval == found.estimate.interval()
+
+
+def test_doubt_where_the_interval_reaches_beyond_the_gate(verified):
+    found = replace(verified[0], drop=0.0625, quantized_score=0.9375, estimate=PairedDrop(32, 3, 1))
+    low, high = found.drop_interval
+    assert low < 0 < 0.0625 < high
+    assert doubt(found, None) is doubt(found, high + 1e-6) is None
+    said = doubt(found, 0.1)
+    assert re.search(rf"top1 fell by 0.0625 .*{high:.4f}\).*32 samples.*about [\d,]+ would settle", said)
+    assert "no number of samples" in doubt(found, 0.0625)
+    with pytest.raises(GateError, match=f"interval of the fall {low:.4f} to {high:.4f}"):
+        require_gate(found, 0.05)
+    assert doubt(replace(found, estimate=None), 0.1) is None
+
+
+def test_the_float_model_runs_once(tmp_path, monkeypatch):
+    model = conv_net()
+    one, other = save(model, tmp_path / "1.onnx"), save(shifted(model, "b3", 0.25), tmp_path / "2.onnx")
+    data = data_for(model, tmp_path, image=images(70))
+    evaluator = module.Evaluator(one, data, metric="cosine")
+    ran = []
+    run = module._run
+    monkeypatch.setattr(module, "_run", lambda session, *rest: ran.append(session) or run(session, *rest))
+    found = [evaluator.compare(path) for path in (other, one, other)]
+    assert ran.count(evaluator.session) == 3  # batches
+    assert len(ran) == 12
+    assert found[0] == found[2]
+    assert found[1].drop == pytest.approx(0)
+    # What doesn't fit memory is computed again, to the same end.
+    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
+    assert module.Evaluator(one, data, metric="cosine").compare(other) == found[0]
 
 
 def test_gates_that_mean_nothing():

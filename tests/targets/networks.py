@@ -8,6 +8,7 @@ from amq_onnx.passes.base import run
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.weight_ranges import weight_encodings
 from amq_onnx.rewriting import lower, prepare, simulate
 from amq_onnx.targets.onnxruntime import OnnxRuntimeTarget
@@ -62,6 +63,24 @@ def packed_layer(kind, shape, bits, opset=18):
     simulated = run(proto, [InsertQDQ(encodings, STEM, {"w": "w0", "x": "a0", "r": "a1"})])
     target = OnnxRuntimeTarget(STEM)
     recipe = target.weight("w0", shape, bits)
+    return simulated, run(simulated, [Pack({"w": recipe}, target.shared)]), recipe, feeds
+
+
+def mixed_encoding(weight, axis, widths):
+    """The encoding of least squared error of each channel at its width."""
+    found = weight_encodings(weight, axis, widths).encodings
+    scale = np.array([found[bits].scale[channel] for channel, bits in enumerate(widths)], np.float32)
+    return Encoding(max(widths), True, scale, axis=axis, widths=tuple(widths))
+
+
+def mixed_layer(kind, shape, widths, opset=18):
+    """See packed_layer: with a width for each channel."""
+    proto, axis, feeds = layer(kind, shape, opset)
+    encodings = {"w": mixed_encoding(initializers(proto)["w"], axis, widths)}
+    encodings |= {name: activation_encoding(*ends, 8) for name, ends in ranges(proto, ["x", "r"], feeds).items()}
+    simulated = run(proto, [InsertQDQ(encodings, STEM, {"w": "w0", "x": "a0", "r": "a1"})])
+    target = OnnxRuntimeTarget(STEM)
+    recipe = target.mixed_weight("w0", shape, axis, widths)
     return simulated, run(simulated, [Pack({"w": recipe}, target.shared)]), recipe, feeds
 
 

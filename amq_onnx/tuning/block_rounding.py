@@ -1,0 +1,149 @@
+"""Learns how one block's weights are rounded, so that its outputs stay those of the float block.
+
+AdaRound (Nagel et al. 2020, arXiv 2004.10568) learns for each weight whether it is rounded up or down; BRECQ (Li et al.
+2021, arXiv 2102.05426) does it for the weights of a block together, weighting the error of the block's outputs by the
+loss's curvature; QDrop (Wei et al. 2022, arXiv 2203.05740) mixes inputs from the quantized network with those of the
+float one. No labels are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.tuning.quantizers import Quantizer, along, shifted_scale
+from amq_onnx.tuning.soft_rounding import SoftCodes, annealed_beta
+
+# Adam's rate for the variables of the codes, which travel some 3 units, and for the logarithms of activation scales.
+_CODES_RATE = 0.05
+_SCALES_RATE = 0.003
+# Share of the steps before codes are drawn to whole numbers, and how strongly they are at the end, in units of the
+# error of rounding to nearest.
+_WARM_UP = 0.2
+_SETTLING = 300.0
+# Share of the block's input elements that are taken from the float network.
+_FLOAT_SHARE = 0.5
+
+Evaluation = Callable[[int, Mapping[str, Tensor]], Tensor]
+"""The loss of a block's outputs, by name, on the chunk of samples of that number."""
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """What a block is trained on: chunks of a few samples, every list as long as there are chunks.
+
+    input: name of the tensor that comes from the blocks before, None for the first block. feeds: the graph's inputs.
+    quantized, floating: that tensor as the quantized and as the float blocks before make it; empty for the first block.
+    outputs: names of the block's outputs. loss: their loss against the float block's.
+    """
+
+    input: str | None
+    feeds: Sequence[Mapping[str, Tensor]]
+    quantized: Sequence[Tensor]
+    floating: Sequence[Tensor]
+    outputs: tuple[str, ...]
+    loss: Evaluation
+
+    def values(self, chunk: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What the graph is given; with a `generator`, inputs mixed from both networks."""
+        given = dict(self.feeds[chunk])
+        if self.input is not None:
+            value = self.quantized[chunk]
+            if generator is not None:
+                drawn = torch.rand(value.shape, generator=generator) < _FLOAT_SHARE
+                value = torch.where(drawn.to(value.device), self.floating[chunk], value)
+            given[self.input] = value
+        return given
+
+
+@dataclass(frozen=True)
+class RoundedBlock:
+    """What became of a block.
+
+    codes: by weight. scales: by activation. nearest, learned: mean loss of its outputs with codes rounded to nearest
+    and with learned ones. elements: how many codes it has; settled: how many were within 2 % of a whole number before
+    they were made whole; changed: how many differ from the nearest.
+    """
+
+    codes: dict[str, Tensor] = field(repr=False)
+    scales: dict[str, Tensor] = field(repr=False)
+    nearest: float
+    learned: float
+    elements: int
+    settled: int
+    changed: int
+
+
+def round_block(
+    executor: Executor,
+    weights: Sequence[Quantizer],
+    activations: Sequence[Quantizer],
+    data: BlockData,
+    steps: int,
+    generator: torch.Generator,
+) -> RoundedBlock:
+    """Learn the codes of `weights` and the scales of `activations` in `steps` steps of a chunk each.
+
+    executor: of the quantized graph. What is learned is kept only if the block's outputs come closer to the float
+    block's, over all chunks, than with rounding to nearest.
+    """
+    constants = executor.initializers
+    soft = {}
+    for weight in weights:
+        values = constants[weight.tensor]
+        bounds = (torch.from_numpy(bound).to(values.device) for bound in (weight.low, weight.high))
+        soft[weight] = SoftCodes(values, along(weight.axis, constants[weight.scale], values), *bounds)
+    shifts = {site: torch.zeros((), device=executor.device, requires_grad=True) for site in activations}
+
+    def scales() -> dict[str, Tensor]:
+        return {site.scale: shifted_scale(site, constants[site.scale], shift) for site, shift in shifts.items()}
+
+    nearest = {weight.codes: codes.nearest for weight, codes in soft.items()}
+    before = _mean_loss(executor, data, nearest)
+    count = sum(codes.variable.numel() for codes in soft.values())
+    groups = [{"params": [codes.variable for codes in soft.values()], "lr": _CODES_RATE}]
+    if shifts:
+        groups.append({"params": list(shifts.values()), "lr": _SCALES_RATE})
+    optimizer = torch.optim.Adam(groups)
+    for step in range(steps):
+        chunk = int(torch.randint(len(data.feeds), (), generator=generator))
+        codes = {weight.codes: learned.soft() for weight, learned in soft.items()}
+        found = executor.run({**data.values(chunk, generator), **codes, **scales()}, data.outputs)
+        loss = data.loss(chunk, found) / max(before, 1e-30)
+        annealed = (step / steps - _WARM_UP) / (1 - _WARM_UP)
+        if annealed > 0:
+            beta = annealed_beta(annealed)
+            loose = torch.stack([learned.unsettled(beta) for learned in soft.values()]).sum() / count
+            loss = loss + _SETTLING * annealed * loose
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    settled = sum(learned.settled() for learned in soft.values())
+    hard = {weight.codes: learned.hard() for weight, learned in soft.items()}
+    with torch.no_grad():
+        fitted = scales()
+    after = _mean_loss(executor, data, {**hard, **fitted})
+    better = after < before
+    kept = hard if better else nearest
+    return RoundedBlock(
+        codes={weight.tensor: kept[weight.codes] for weight in weights},
+        scales={site.tensor: (fitted if better else constants)[site.scale].detach() for site in activations},
+        nearest=before,
+        learned=after if better else before,
+        elements=count,
+        settled=settled,
+        changed=sum(int((kept[name] != nearest[name]).sum()) for name in nearest),
+    )
+
+
+def _mean_loss(executor: Executor, data: BlockData, values: Mapping[str, Tensor]) -> float:
+    with torch.no_grad():
+        losses = [
+            float(data.loss(chunk, executor.run({**data.values(chunk), **values}, data.outputs)))
+            for chunk in range(len(data.feeds))
+        ]
+    return sum(losses) / len(losses)

@@ -1,0 +1,312 @@
+"""Fine-tuning of a whole quantized graph: AMQ's last step (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852, section 4).
+
+The graph's own initializers are trained through its QuantizeLinear nodes, whose rounding passes gradients straight
+through: weights, their scales (LSQ, Esser et al. 2020, arXiv 1902.08153), the scales of activations, which times the
+number of codes are the clipping values of PACT (Choi et al. 2018, arXiv 1805.06085), and biases. The float graph is the
+teacher; labels may join in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amq_onnx.calibration import Progress, tensors
+from amq_onnx.curvature.losses import Loss
+from amq_onnx.errors import DataError, UsageError
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.data import LABELS, Batch, Dataset
+from amq_onnx.model.file import fingerprint
+from amq_onnx.model.heads import Head
+from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.loader import Augmentation, Loader
+from amq_onnx.tuning.processes import Processes
+from amq_onnx.tuning.quantizers import find_biases, find_quantizers, shifted_scale
+
+# Every tenth sample is held out, to judge by, up to a thousand of them.
+_HELD_OUT = 10
+_MOST_HELD_OUT = 1000
+_EVALUATION_BATCH = 64
+_STEP = "full"
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """How the graph is trained.
+
+    epochs: passes over the data. batch_size: samples a step, of all processes together. weight_rate: Adam's rate for
+    weights, in steps of their quantizer; scale_rate: for logarithms of scales; bias_rate: for biases, relative to their
+    root mean square. All fall to zero along a cosine. label_share: of the loss that comes from labels rather than from
+    the float graph. augment: applied to every batch.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    weight_rate: float = 0.02
+    scale_rate: float = 0.001
+    bias_rate: float = 0.002
+    label_share: float = 0.0
+    augment: Augmentation | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch: the mean loss of its steps, and afterwards agreement with the float graph (None where no head has
+    classes) and divergence from it, on the samples held out. The first is that of the start and has no loss."""
+
+    loss: float
+    agreement: float | None
+    divergence: float
+
+    def better_than(self, other: EpochReport) -> bool:
+        """By agreement, by divergence where that is equal."""
+        own, others = self.agreement or 0.0, other.agreement or 0.0
+        return (own, -self.divergence) > (others, -other.divergence)
+
+
+def fine_tune(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    heads: Sequence[Head],
+    losses: Sequence[Loss],
+    data: Dataset,
+    options: FineTuneOptions,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Array], list[EpochReport]]:
+    """Initializers of `quantized`, the quantized form of `model`, after the best epoch; and what each epoch gave.
+
+    The best epoch is that of the best agreement with the float graph on held-out samples, the start included.
+    Raises DataError where labels are asked for and missing, UsageError for a checkpoint of another run.
+    """
+    checkpoint = checkpoint or Checkpoint()
+    training = _Training(model, quantized, heads, losses, data, options)
+    held = None
+    if training.processes.rank == 0:
+        checkpoint.open(
+            {
+                "quantized": fingerprint(quantized),
+                "rates": [options.weight_rate, options.scale_rate, options.bias_rate, options.label_share],
+                "options": [options.epochs, options.batch_size, options.seed, options.augment is not None],
+                "processes": training.processes.size,
+            }
+        )
+        held = checkpoint.load(_STEP)
+    held = training.processes.from_first(held)
+    if held is not None:
+        training.restore(held)
+    else:
+        training.judge(0.0)
+    while training.epoch < options.epochs:
+        loss = training.run_epoch(progress)
+        training.judge(loss)
+        if training.processes.rank == 0:
+            checkpoint.save(_STEP, training.state())
+    return training.best, training.reports
+
+
+class _Training:
+    """Parameters, their optimizer, the data, and the best so far."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        heads: Sequence[Head],
+        losses: Sequence[Loss],
+        data: Dataset,
+        options: FineTuneOptions,
+    ) -> None:
+        self.options = options
+        self.heads, self.losses = heads, losses
+        self.processes = Processes(options.device)
+        self.teacher = Executor(model, device=options.device)
+        self.student = Executor(quantized, device=options.device)
+        self.names = [head.tensor for head in heads]
+        training, self.held_out = data.split(_HELD_OUT, _MOST_HELD_OUT)
+        if data.first(2 * _HELD_OUT).samples() < 2 * _HELD_OUT:
+            training = self.held_out = data
+        self.loader = Loader(
+            training, options.batch_size, options.seed, options.augment, self.processes.rank, self.processes.size
+        )
+        self.steps = options.epochs * self.loader.batches()
+        if not self.steps:
+            raise UsageError("the data have fewer samples than there are processes: start fewer")
+        self.parameters = _Parameters(quantized, self.student, options)
+        self.optimizer = torch.optim.Adam(self.parameters.groups())
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        )
+        self.epoch = 0
+        self.best: dict[str, Array] = {}
+        self.reports: list[EpochReport] = []
+
+    def run_epoch(self, progress: Progress | None) -> float:
+        """One pass over the data; the mean loss of its steps."""
+        total = 0.0
+        count = 0
+        for batch in self.loader.epoch(self.epoch):
+            loss = self._loss(batch)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.processes.average(self.parameters.gradients())
+            self.optimizer.step()
+            self.schedule.step()
+            total += float(loss)
+            count += 1
+            if progress is not None:
+                progress(f"fine-tuning, epoch {self.epoch + 1}", count, self.steps // self.options.epochs)
+        self.epoch += 1
+        return total / count
+
+    def judge(self, loss: float) -> None:
+        """Measure where training stands, and keep it if it is the best so far."""
+        same, divergence, samples = 0.0, 0.0, 0
+        values = self.parameters.detached()
+        with torch.no_grad():
+            for batch in self.held_out.batches(_EVALUATION_BATCH):
+                feeds = tensors(batch, self.student)
+                expected = self.teacher.run(feeds, self.names)
+                found = self.student.run({**feeds, **values}, self.names)
+                count = self.held_out.count(batch)
+                samples += count
+                for head, each in zip(self.heads, self.losses, strict=True):
+                    scores, truth = found[head.tensor], expected[head.tensor]
+                    divergence += float(each.divergence(truth, scores).double().mean()) * count
+                    if head.loss == "softmax":
+                        agreeing = (scores.argmax(head.axis) == truth.argmax(head.axis)).double().mean()
+                        same += float(agreeing) * count
+        classes = sum(head.loss == "softmax" for head in self.heads)
+        agreement = same / samples / classes if classes else None
+        report = EpochReport(loss, agreement, divergence / samples)
+        if not self.reports or all(report.better_than(other) for other in self.reports):
+            self.best = {name: value.cpu().numpy().copy() for name, value in values.items()}
+        self.reports.append(report)
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """All that is needed to go on, as arrays."""
+        found: dict[str, NDArray[np.generic]] = {
+            "epoch": np.array(self.epoch),
+            "reports": np.array(
+                [[report.loss, np.nan if report.agreement is None else report.agreement, report.divergence]
+                 for report in self.reports]
+            ),
+        }  # fmt: skip
+        found |= {f"best/{name}": value for name, value in self.best.items()}
+        moments = self.optimizer.state_dict()["state"]
+        for index, variable in enumerate(self.parameters.variables()):
+            found[f"variable/{index}"] = variable.detach().cpu().numpy()
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                found[f"{key}/{index}"] = moments[index][key].cpu().numpy()
+        return found
+
+    def restore(self, held: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from `state`."""
+        self.epoch = int(held["epoch"])
+        self.reports = [
+            EpochReport(float(loss), None if math.isnan(agreement) else float(agreement), float(divergence))
+            for loss, agreement, divergence in np.asarray(held["reports"], np.float64)
+        ]
+        self.best = {
+            name.removeprefix("best/"): np.asarray(value, np.float32)
+            for name, value in held.items()
+            if name.startswith("best/")
+        }
+        state = self.optimizer.state_dict()
+        with torch.no_grad():
+            for index, variable in enumerate(self.parameters.variables()):
+                variable.copy_(torch.from_numpy(np.array(held[f"variable/{index}"])))
+                state["state"][index] = {
+                    key: torch.from_numpy(np.array(held[f"{key}/{index}"])) for key in ("exp_avg", "exp_avg_sq", "step")
+                }
+        self.optimizer.load_state_dict(state)
+        for _ in range(self.epoch * (self.steps // self.options.epochs)):
+            self.schedule.step()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        feeds = tensors(batch, self.student)
+        with torch.no_grad():
+            expected = self.teacher.run(feeds, self.names)
+        found = self.student.run({**feeds, **self.parameters.values()}, self.names)
+        share = self.options.label_share
+        parts = [
+            (1 - share) * loss.divergence(expected[head.tensor], found[head.tensor]).mean()
+            for head, loss in zip(self.heads, self.losses, strict=True)
+        ]
+        if share:
+            if LABELS not in batch or LABELS in self.student.inputs:
+                raise DataError("--label-share needs `labels` in the data: add them, or leave the option out")
+            target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.student.device)
+            parts += [
+                share * loss.value(found[head.tensor], target).mean()
+                for head, loss in zip(self.heads, self.losses, strict=True)
+            ]
+        return torch.stack(parts).sum()
+
+
+@dataclass(eq=False)
+class _Parameters:
+    """What is trained of a quantized graph: variables, and the initializers that they stand for."""
+
+    quantized: onnx.ModelProto
+    executor: Executor
+    options: FineTuneOptions
+    _values: dict[str, Tensor] = field(default_factory=dict)
+    _shifts: dict[str, Tensor] = field(default_factory=dict)
+    _rates: list[tuple[Tensor, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        constants, options = self.executor.initializers, self.options
+        weights, activations = find_quantizers(self.quantized)
+        self._quantizers = {site.scale: site for site in (*weights.values(), *activations.values())}
+        for name, site in weights.items():
+            self._add(self._values, name, constants[name], options.weight_rate * float(constants[site.scale].mean()))
+        for name in find_biases(self.quantized):
+            size = float(constants[name].square().mean().sqrt())
+            if name not in self._values and size > 0:
+                self._add(self._values, name, constants[name], options.bias_rate * size)
+        for name in self._quantizers:
+            self._add(self._shifts, name, torch.zeros_like(constants[name]), options.scale_rate)
+
+    def _add(self, kind: dict[str, Tensor], name: str, start: Tensor, rate: float) -> None:
+        kind[name] = start.detach().clone().requires_grad_()
+        self._rates.append((kind[name], rate))
+
+    def groups(self) -> list[dict[str, object]]:
+        """Parameter groups for the optimizer."""
+        return [{"params": [variable], "lr": rate} for variable, rate in self._rates]
+
+    def variables(self) -> list[Tensor]:
+        """All variables, in the optimizer's order."""
+        return [variable for variable, _ in self._rates]
+
+    def gradients(self) -> Iterator[Tensor]:
+        """The gradients of all variables; zeros where nothing depends on one."""
+        for variable in self.variables():
+            if variable.grad is None:
+                variable.grad = torch.zeros_like(variable)
+            yield variable.grad
+
+    def values(self) -> dict[str, Tensor]:
+        """Initializers by name, as functions of the variables."""
+        scales = {
+            name: shifted_scale(self._quantizers[name], self.executor.initializers[name], shift)
+            for name, shift in self._shifts.items()
+        }
+        return {**self._values, **scales}
+
+    def detached(self) -> dict[str, Tensor]:
+        """`values`, as they are now."""
+        with torch.no_grad():
+            return {name: value.detach() for name, value in self.values().items()}

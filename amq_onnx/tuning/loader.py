@@ -1,0 +1,98 @@
+"""Shuffled training batches of a dataset, with room for augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from amq_onnx.errors import AMQError, DataError, UsageError
+from amq_onnx.model.data import Batch, Dataset, load_function
+
+Augmentation = Callable[[Batch, np.random.Generator], Batch]
+"""Given a batch and a source of random numbers, another batch of the same inputs."""
+
+# Samples are shuffled among as many as fit in this memory; data that fit whole are read once.
+_PIECE_BYTES = 2_000_000_000
+
+
+class Loader:
+    """Batches for training, in an order that follows from the seed and the epoch alone.
+
+    batch_size: of all processes together. rank, size: this process and how many there are; each gets its share of
+    every batch. What is left over after the last whole batch of an epoch is left out, where there is a whole one.
+    augment: applied to each process's share, differently in every epoch.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        batch_size: int,
+        seed: int,
+        augment: Augmentation | None = None,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment
+        self.rank = rank
+        self.size = size
+        self._held: list[Batch] | None = None
+
+    def batches(self) -> int:
+        """How many batches an epoch has."""
+        return sum(len(self._cuts(self.data.count(piece))) for piece in self._pieces())
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch: this process's share of each."""
+        generator = np.random.default_rng([self.seed, number])
+        for piece in self._pieces():
+            order = generator.permutation(self.data.count(piece))
+            for index, (start, stop) in enumerate(self._cuts(len(order))):
+                own = order[start:stop][self.rank :: self.size]
+                batch = self.data.picked(piece, own)
+                yield batch if self.augment is None else self._augmented(batch, number, index)
+
+    def _cuts(self, samples: int) -> list[tuple[int, int]]:
+        if samples < self.batch_size:
+            return [(0, samples)] if samples >= self.size else []
+        return [(start, start + self.batch_size) for start in range(0, samples - self.batch_size + 1, self.batch_size)]
+
+    def _augmented(self, batch: Batch, number: int, index: int) -> Batch:
+        assert self.augment is not None
+        try:
+            found = self.augment(dict(batch), np.random.default_rng([self.seed, number, index, self.rank]))
+        except AMQError:
+            raise
+        except Exception as error:
+            raise DataError(f"the augmentation failed: {type(error).__name__}: {error}") from error
+        for name, array in batch.items():
+            given = found.get(name) if isinstance(found, dict) else None
+            if not isinstance(given, np.ndarray) or given.shape != array.shape:
+                raise DataError(f"the augmentation must return '{name}' as an array of shape {array.shape}")
+        return {name: found[name].astype(array.dtype, copy=False) for name, array in batch.items()}
+
+    def _pieces(self) -> Iterator[Batch]:
+        """The data, as few batches as memory allows; all of them are kept where they fit."""
+        if self._held is not None:
+            yield from self._held
+            return
+        row = sum(array.nbytes for array in next(self.data.batches(1)).values())
+        held: list[Batch] = []
+        total = 0
+        for piece in self.data.batches(max(self.batch_size, _PIECE_BYTES // max(1, row))):
+            total += sum(array.nbytes for array in piece.values())
+            held = [*held, piece] if total <= _PIECE_BYTES else []
+            yield piece
+        if total <= _PIECE_BYTES:
+            self._held = held
+
+
+def load_augmentation(where: str) -> Augmentation:
+    """The function that `script.py:function` names. Raises UsageError or DataError where there is none."""
+    script, _, name = where.rpartition(":")
+    if not script.endswith(".py") or not name:
+        raise UsageError(f"--augment '{where}' is no function: write script.py:function")
+    return load_function(script, name)

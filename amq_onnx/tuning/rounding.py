@@ -1,0 +1,301 @@
+"""Learned rounding of a whole network, block after block, on calibration inputs without labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amq_onnx.calibration import Progress, tensors
+from amq_onnx.curvature.gauss_newton import probe_gradients
+from amq_onnx.curvature.losses import Loss
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.data import Dataset
+from amq_onnx.model.file import fingerprint
+from amq_onnx.model.heads import Head
+from amq_onnx.traces import DifferentiableForward, per_sample
+from amq_onnx.tuning.block_rounding import BlockData, RoundedBlock, round_block
+from amq_onnx.tuning.blocks import Block, find_blocks
+from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.finetune import EpochReport
+from amq_onnx.tuning.quantizers import Quantizer, along, find_quantizers
+
+# Elements that all samples' values of one tensor between blocks may have: 256 million floats are 1 GB.
+_BOUNDARY_ELEMENTS = 256_000_000
+_PROBES = 4
+# Share of a sample's weight in a block's loss that is the same for all; the rest follows its curvature.
+_EVEN_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class RoundingOptions:
+    """How rounding is learned.
+
+    steps: for each block. samples: of the calibration data, at most. chunk: samples a step.
+    """
+
+    steps: int = 600
+    samples: int = 512
+    chunk: int = 32
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What became of one block: its outputs' loss with rounding to nearest and with learned rounding, the shares of
+    codes that had settled before they were made whole and that differ from the nearest."""
+
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    nearest: float
+    learned: float
+    settled: float
+    changed: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Numbers of a quantized graph that were learned: initializers by name, and how it went, block by block and, where
+    the whole graph was trained after that, epoch by epoch."""
+
+    values: dict[str, NDArray[np.float32]] = field(repr=False)
+    blocks: list[BlockReport]
+    samples: int
+    epochs: list[EpochReport] = field(default_factory=list)
+
+
+def learn_rounding(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    heads: Sequence[Head],
+    losses: Sequence[Loss],
+    data: Dataset,
+    options: RoundingOptions,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Learn the codes of all weights and the scales of all activations of the `quantized` form of `model`.
+
+    Blocks are trained in the graph's order, each on what the quantized blocks before it make of the calibration inputs.
+    Memory is that of the tensors before and behind one block, for all samples (fewer are used where these are large).
+    The result follows from the inputs and the seed alone, whether or not it was interrupted.
+    """
+    checkpoint = checkpoint or Checkpoint(None)
+    network = _Network(model, quantized, heads, losses, options)
+    chunks = network.chunks(data)
+    checkpoint.open(
+        {
+            "quantized": fingerprint(quantized),
+            "options": [options.steps, options.samples, options.chunk, options.seed],
+            "data": [len(chunks), *_digests(chunks)],
+        }
+    )
+    importance = network.importance(chunks, progress)
+    values: dict[str, NDArray[np.float32]] = {}
+    reports = []
+    quantized_in: list[Tensor] = []
+    floating_in: list[Tensor] = []
+    for number, block in enumerate(network.blocks):
+        targets = network.run_float(block, chunks, floating_in)
+        training = BlockData(
+            block.input,
+            chunks,
+            quantized_in,
+            floating_in,
+            block.outputs,
+            network.loss(block, targets, importance),
+        )
+        step = f"rounding-{number:04d}"
+        held = checkpoint.load(step)
+        if held is None:
+            held = network.round(number, block, training)
+            checkpoint.save(step, held)
+        report = np.asarray(held.pop("report"), np.float64)
+        values |= held
+        reports.append(BlockReport(block.outputs, block.weights, *map(float, report)))
+        if progress is not None:
+            progress("learned rounding, blocks", number + 1, len(network.blocks))
+        if number + 1 < len(network.blocks):
+            learned = {name: torch.from_numpy(array).to(network.quantized.device) for name, array in held.items()}
+            quantized_in = network.run_quantized(training, learned)
+            floating_in = [found[block.outputs[0]] for found in targets]
+    return Tuned(values, reports, sum(network.count(chunk) for chunk in chunks))
+
+
+class _Network:
+    """The float and the quantized graph, and their blocks."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        heads: Sequence[Head],
+        losses: Sequence[Loss],
+        options: RoundingOptions,
+    ) -> None:
+        self.options = options
+        self.heads, self.losses = heads, losses
+        self.float = Executor(model, device=options.device)
+        self.quantized = Executor(quantized, device=options.device)
+        self.weights, self.activations = find_quantizers(quantized)
+        self.blocks = find_blocks(model, list(self.weights), [head.tensor for head in heads])
+        self._samples: dict[int, int] = {}
+        self._trained: set[str] = set()
+
+    def chunks(self, data: Dataset) -> list[dict[str, Tensor]]:
+        """The graph's inputs, a few samples at a time."""
+        found = []
+        for batch in data.first(self._fitting(data)).batches(self.options.chunk):
+            chunk = tensors(batch, self.float)
+            self._samples[id(chunk)] = data.count(batch)
+            found.append(chunk)
+        return found
+
+    def count(self, chunk: Mapping[str, Tensor]) -> int:
+        """How many samples a chunk has."""
+        return self._samples[id(chunk)]
+
+    def _fitting(self, data: Dataset) -> int:
+        """How many samples' tensors between blocks fit in memory."""
+        cuts = [block.input for block in self.blocks if block.input is not None]
+        with torch.inference_mode():
+            batch = next(data.first(1).batches(1))
+            found = self.float.run(tensors(batch, self.float), cuts) if cuts else {}
+        largest = max((value.numel() // data.count(batch) for value in found.values()), default=1)
+        return max(1, min(self.options.samples, _BOUNDARY_ELEMENTS // max(1, largest)))
+
+    def importance(self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None) -> dict[str, list[Tensor]]:
+        """By tensor between blocks and chunk, how much an error of each sample matters: mean 1 over all samples.
+
+        The mean of a sample's squared Gauss-Newton probes at the tensor is its curvature there per element; part of the
+        weight is even, since few probes leave it uncertain and samples that are sure now may not be after rounding.
+        """
+        cuts = [block.outputs[0] for block in self.blocks[:-1]]
+        if not cuts:
+            return {}
+        forward = DifferentiableForward(self.float, self.heads, cuts)
+        found: dict[str, list[Tensor]] = {name: [] for name in cuts}
+        done = 0
+        for number, chunk in enumerate(chunks):
+            values = forward({name: value.clone() for name, value in chunk.items()}, {})
+            scores = [values[head.tensor] for head in self.heads]
+            sums = dict.fromkeys(cuts, torch.zeros(()))
+            for probe in range(_PROBES):
+                generator = torch.Generator().manual_seed(_seed(self.options.seed, number, probe))
+                gradients = probe_gradients(scores, self.losses, [values[name] for name in cuts], generator)
+                for name, gradient in zip(cuts, gradients, strict=True):
+                    sums[name] = sums[name] + per_sample(gradient.square().cpu(), self.count(chunk))
+            for name in cuts:
+                found[name].append(sums[name])
+            done += self.count(chunk)
+            if progress is not None:
+                progress("curvature of blocks", done, None)
+        return {name: _relative(each) for name, each in found.items()}
+
+    def run_float(
+        self, block: Block, chunks: Sequence[Mapping[str, Tensor]], inputs: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """The float block's outputs."""
+        given = [{block.input: value} for value in inputs] if block.input is not None else [{} for _ in chunks]
+        with torch.no_grad():
+            return [
+                self.float.run({**chunk, **extra}, block.outputs) for chunk, extra in zip(chunks, given, strict=True)
+            ]
+
+    def run_quantized(self, training: BlockData, learned: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the next block gets from this one, once its numbers are learned."""
+        (name,) = training.outputs
+        with torch.no_grad():
+            return [
+                self.quantized.run({**training.values(chunk), **learned}, [name])[name]
+                for chunk in range(len(training.feeds))
+            ]
+
+    def loss(
+        self, block: Block, targets: Sequence[Mapping[str, Tensor]], importance: Mapping[str, Sequence[Tensor]]
+    ) -> _BlockLoss:
+        """The loss of a block's outputs."""
+        counts = [self._samples[key] for key in self._samples]
+        heads = None if block is not self.blocks[-1] else list(zip(self.heads, self.losses, strict=True))
+        return _BlockLoss(targets, counts, None if heads else importance[block.outputs[0]], heads)
+
+    def round(self, number: int, block: Block, training: BlockData) -> dict[str, NDArray[np.float32]]:
+        """Train one block: initializers of the quantized graph by name, and `report`."""
+        weights = [self.weights[name] for name in block.weights]
+        activations = [
+            site for name, site in self.activations.items() if name in block.tensors and name not in self._trained
+        ]
+        self._trained.update(site.tensor for site in activations)
+        generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
+        found = round_block(self.quantized, weights, activations, training, self.options.steps, generator)
+        learned = self._initializers(found, weights, activations)
+        shares = [found.settled / max(1, found.elements), found.changed / max(1, found.elements)]
+        learned["report"] = np.array([found.nearest, found.learned, *shares])
+        return learned
+
+    def _initializers(
+        self, found: RoundedBlock, weights: Sequence[Quantizer], activations: Sequence[Quantizer]
+    ) -> dict[str, NDArray[np.float32]]:
+        """A weight becomes what its codes stand for, so that QuantizeLinear gives these codes."""
+        values = {}
+        for weight in weights:
+            codes = found.codes[weight.tensor]
+            scale = along(weight.axis, self.quantized.initializers[weight.scale], codes)
+            values[weight.tensor] = (codes * scale).cpu().numpy()
+        for site in activations:
+            values[site.scale] = found.scales[site.tensor].cpu().numpy()
+        return values
+
+
+class _BlockLoss:
+    """Squared error of a block's output, weighted by sample; of the last block, the loss of the network's outputs."""
+
+    def __init__(
+        self,
+        targets: Sequence[Mapping[str, Tensor]],
+        counts: Sequence[int],
+        importance: Sequence[Tensor] | None,
+        heads: Sequence[tuple[Head, Loss]] | None,
+    ) -> None:
+        self.targets = targets
+        self.counts = counts
+        self.importance = importance
+        self.heads = heads
+
+    def __call__(self, chunk: int, found: Mapping[str, Tensor]) -> Tensor:
+        target = self.targets[chunk]
+        if self.heads is not None:
+            each = [loss.divergence(target[head.tensor], found[head.tensor]).mean() for head, loss in self.heads]
+            return torch.stack(each).sum()
+        assert self.importance is not None
+        ((name, value),) = found.items()
+        error = per_sample((value - target[name]).square(), self.counts[chunk])
+        return (error * self.importance[chunk].to(error.device)).mean().float()
+
+
+def _relative(each: Sequence[Tensor]) -> list[Tensor]:
+    mean = float(torch.cat(list(each)).mean())
+    if mean <= 0:
+        return [torch.ones_like(part) for part in each]
+    return [_EVEN_SHARE + (1 - _EVEN_SHARE) * part / mean for part in each]
+
+
+def _digests(chunks: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        for name in sorted(chunk):
+            digest.update(name.encode())
+            digest.update(chunk[name].cpu().numpy().tobytes())
+    return [digest.hexdigest()]
+
+
+def _seed(seed: int, number: int, probe: int) -> int:
+    return (seed * 1_000_003 + number * 1009 + probe + 1) & (2**63 - 1)
