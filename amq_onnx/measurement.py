@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from amq_onnx.calibration import Calibration, Progress, calibrate
 from amq_onnx.curvature.importance import choose_samples
@@ -101,6 +103,34 @@ def measure_sensitivity(
         left_float=sites.left_float,
         expected_inputs=seen.expected_inputs,
     )
+
+
+def perturbations(
+    executor: Executor,
+    prepared: Prepared,
+    weights: Mapping[str, Mapping[int, Encoding]],
+    activations: Mapping[str, Mapping[int, Encoding]],
+    expected_inputs: Mapping[str, NDArray[np.float32]],
+) -> dict[str, Perturbation]:
+    """What each site does at each of its widths, with what biases make up for where expected inputs are known.
+
+    weights, activations: encodings by name and bits.
+    """
+    shifts: dict[int, dict[str, torch.Tensor]] = {}
+    for bits in {bits for by_bits in weights.values() for bits in by_bits}:
+        at = {name: by_bits[bits] for name, by_bits in weights.items() if bits in by_bits}
+        found = corrections(prepared, at, expected_inputs)
+        shifts[bits] = {output: torch.from_numpy(shift).to(executor.device) for output, shift in found.items()}
+    axes = {layer.output: 1 if layer.operator in ("Conv", "ConvTranspose") else -1 for layer in prepared.layers}
+    sites: dict[str, Perturbation] = {}
+    for name, by_bits in weights.items():
+        values = prepared.weight(name)
+        quantized = {
+            bits: torch.from_numpy(round_trip(values, encoding)).to(executor.device)
+            for bits, encoding in by_bits.items()
+        }
+        sites[name] = QuantizedWeight(executor, name, executor.entries(name), quantized, shifts, axes)
+    return sites | {name: QuantizedActivation(name, by_bits) for name, by_bits in activations.items()}
 
 
 def _importance(scores: Sequence[torch.Tensor], heads: Sequence[Head], samples: int) -> torch.Tensor:
@@ -252,8 +282,8 @@ class _Measurement:
             data = self.data.first(options.samples)
             count = data.samples()
             weights = torch.full((count,), 1 / count, dtype=torch.float64)
-        sites: dict[str, Perturbation] = dict(self._weight_sites())
-        sites |= {name: QuantizedActivation(name, by_bits) for name, by_bits in encodings.items()}
+        of_weights = {name: found.encodings for name, found in self.encodings.items()}
+        sites = perturbations(self.executor, self.prepared, of_weights, encodings, seen.expected_inputs)
         return measure_losses(
             self.executor,
             data,
@@ -266,28 +296,6 @@ class _Measurement:
             seed=options.seed,
             progress=self.progress,
         )
-
-    def _weight_sites(self) -> Iterator[tuple[str, QuantizedWeight]]:
-        """Weights at their widths, with what biases make up for."""
-        device, expected = self.executor.device, self.seen.expected_inputs
-        shifts: dict[int, dict[str, torch.Tensor]] = {}
-        for bits in next(iter(self.encodings.values())).encodings:
-            at = {name: found.encodings[bits] for name, found in self.encodings.items()}
-            shifts[bits] = {
-                output: torch.from_numpy(shift).to(device)
-                for output, shift in corrections(self.prepared, at, expected).items()
-            }
-        axes = {
-            layer.output: 1 if layer.operator in ("Conv", "ConvTranspose") else -1 for layer in self.prepared.layers
-        }
-        for name, found in self.encodings.items():
-            values = self.prepared.weight(name)
-            quantized = {
-                bits: torch.from_numpy(round_trip(values, encoding)).to(device)
-                for bits, encoding in found.encodings.items()
-            }
-            entries = self.executor.entries(name)
-            yield name, QuantizedWeight(self.executor, name, entries, quantized, shifts, axes)
 
     def _from_losses(
         self, found: SiteLosses, encodings: Mapping[str, Mapping[int, Encoding]], ranges: Ranges
