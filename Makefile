@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench
 
 .PHONY: demo test lint operators bench-executor bench-allocation bench-figures bench-resnet50 bench-models \
-	bench-curvature bench-peers clean
+	bench-curvature bench-sensitivity bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/amq demo -o out/demo
@@ -41,6 +41,9 @@ bench-models: $(BENCH)
 
 bench-curvature: $(BENCH)
 	$(BIN)/python benchmarks/curvature.py
+
+bench-sensitivity: $(BENCH)
+	$(BIN)/python benchmarks/sensitivity.py
 
 bench-peers: $(BENCH)
 	$(BIN)/python benchmarks/peers.py

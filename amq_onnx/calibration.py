@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,9 @@ _LARGEST_BATCH = 64
 # Elements that keep the cores busy: below this the overhead of each operator counts.
 _CURVATURE_ELEMENTS = 600_000
 _LARGEST_CURVATURE_BATCH = 8
+# Some tensors of a batch are held at once: the activations, what they are changed to, their gradients.
+_LOSS_ELEMENTS = 8_000_000
+_LARGEST_LOSS_BATCH = 32
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Calibration:
 
     histograms: by activation site. elements: by tensor that was looked at, elements of one sample. mean_square: by
     head tensor, E ||output||^2 of a sample. expected_inputs: by layer, see ExpectedInputs. samples: how many were seen.
+    importance: of each sample, where it was asked for, else 1.
     """
 
     histograms: dict[str, StreamingHistogram] = field(default_factory=dict)
@@ -40,10 +44,15 @@ class Calibration:
     mean_square: dict[str, float] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     samples: int = 0
+    importance: torch.Tensor = field(default_factory=lambda: torch.ones(0))
 
     def batch_size(self) -> int:
         """How many samples fit in the memory meant for the activations of a batch."""
         return _fitting(_BATCH_ELEMENTS, self.elements)
+
+    def loss_batch_size(self) -> int:
+        """How many samples a batch should have where each sample's draws are told apart: what fits is for speed."""
+        return min(_LARGEST_LOSS_BATCH, _fitting(_LOSS_ELEMENTS, self.elements))
 
     def curvature_batch_size(self) -> int:
         """How many samples a batch should have for traces of weights.
@@ -69,14 +78,17 @@ def calibrate(
     heads: Sequence[str],
     layers: Sequence[Layer] = (),
     progress: Progress | None = None,
+    importance: Callable[[Mapping[str, torch.Tensor], int], torch.Tensor] | None = None,
 ) -> Calibration:
     """Run the float graph once over `data`: the histogram of each of `activations`, the expected inputs of `layers`.
 
-    Memory is that of one batch, whatever the size of the data. Raises DataError, naming the tensor, where an
+    importance: of each sample, [samples], from the heads' tensors and the number of samples. Memory is that of one
+    batch, whatever the size of the data. Raises DataError, naming the tensor, where an
     activation is not finite.
     """
     seen = Calibration(histograms={name: StreamingHistogram() for name in activations})
     squares = dict.fromkeys(heads, 0.0)
+    weighed: list[torch.Tensor] = []
     expected = ExpectedInputs(executor, layers)
     held = list(dict.fromkeys([*activations, *expected.names()]))
     wanted = list(dict.fromkeys([*held, *heads]))
@@ -98,9 +110,12 @@ def calibrate(
             expected.update(found, data.count(batch))
             for name in heads:
                 squares[name] += float(found[name].double().square().sum())
+            if importance is not None:
+                weighed.append(importance(found, data.count(batch)))
             seen.samples += data.count(batch)
             if progress is not None:
                 progress("ranges of activations", seen.samples, None)
+    seen.importance = torch.cat(weighed) if weighed else torch.ones(seen.samples)
     seen.expected_inputs = expected.result()
     seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
     return seen

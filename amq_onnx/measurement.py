@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from amq_onnx.calibration import Calibration, Progress, calibrate
+from amq_onnx.curvature.importance import choose_samples
+from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.statistics import shrunk
+from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head, find_heads
+from amq_onnx.perturbation import Perturbation, QuantizedActivation, QuantizedWeight
+from amq_onnx.plan import corrections
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
-from amq_onnx.quantizer.encoding import RangeMethod
+from amq_onnx.quantizer.affine import round_trip
+from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.weight_ranges import WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
-from amq_onnx.traces import Method, Trace, Traces, losses_for, measure_traces, weigh_histograms
+from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
+from amq_onnx.traces import Method as TraceMethod
+from amq_onnx.traces import Trace, Traces, losses_for, measure_traces, weigh_histograms
 
+Method = Literal["hybrid", "quadratic", "measured", "gauss-newton", "hessian"]
+"""How sensitivity is measured: see `measure_losses` for the first three, `measure_traces` for the others."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+Ranges = dict[str, dict[int, tuple[float, float]]]
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
 
@@ -28,10 +44,10 @@ _RANGE_SAMPLES = 128
 class SensitivityOptions:
     """How sensitivity is measured.
 
-    method: `gauss-newton` (label-free) or `hessian` (labels). relative_error: asked of every trace.
-    samples: how many of the calibration samples curvature is measured on; ranges always see all. correct_biases:
-    measure what biases need to make up for the mean error of rounded weights. channels: keep traces and errors of each
-    output channel, so that widths can be chosen for each.
+    method: one of METHODS; only `hessian` needs labels. relative_error, max_probes: of traces. samples: how many of the
+    calibration samples the losses or the curvature are measured on; ranges always see all. correct_biases: measure what
+    biases need to make up for the mean error of rounded weights. channels: keep traces and errors of each output
+    channel, so that widths can be chosen for each.
     """
 
     method: Method = "gauss-newton"
@@ -57,49 +73,39 @@ def measure_sensitivity(
     """The table of every site at the asked widths, from one pass for ranges and a few for curvature."""
     prepared.require_weights()
     options = options or SensitivityOptions()
+    if options.channels and options.method not in get_args(TraceMethod):
+        raise UsageError(f"--granularity channel needs traces: use --sensitivity {' or '.join(get_args(TraceMethod))}")
     heads, left_out = find_heads(prepared.model, options.loss)
     executor = Executor(prepared.model, device=options.device)
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
     layers = prepared.layers if options.correct_biases else ()
-    seen = calibrate(executor, data, activations, [head.tensor for head in heads], layers, progress)
 
-    def measured() -> tuple[dict[str, dict[int, tuple[float, float]]], Traces]:
-        return _ranges_and_traces(executor, data, prepared, seen, heads, activation_bits or (), options, progress)
+    def importance(found: Mapping[str, torch.Tensor], samples: int) -> torch.Tensor:
+        return _importance([found[head.tensor] for head in heads], heads, samples)
 
-    ranges, traces = measured()
-    if options.loss == "auto" and not any(trace.trace for trace in traces.weights.values()):
+    names = [head.tensor for head in heads]
+    seen = calibrate(executor, data, activations, names, layers, progress, importance)
+    work = _Measurement(executor, data, prepared, seen, weight_bits, activation_bits or (), options, progress)
+    found = work.measure(heads)
+    if options.loss == "auto" and not found.any_loss:
         # Scores so far apart that softmax is 0 and 1 to the last bit have no curvature, as in networks with random
         # weights: every plan would look as good as any other.
         heads = [replace(head, loss="squared", why="softmax or sigmoid is saturated on all samples") for head in heads]
-        ranges, traces = measured()
-    unreached = _unreached(traces)
-    sites = prepared.sites.without(unreached)
-    weights = {}
-    for number, site in enumerate(sites.weights):
-        found = weight_encodings(prepared.weight(site.name), site.axis, weight_bits, options.ranges)
-        trace = traces.weights[site.name]
-        errors = {bits: found.squared_error(bits) for bits in sorted(found.errors)}
-        row = WeightRow(site.shape, trace.trace, trace.error, errors)
-        weights[site.name] = _with_channels(row, trace, found) if options.channels and site.axis is not None else row
-        if progress is not None:
-            progress("scales of weights", number + 1, len(sites.weights))
-    rows = {}
-    for name in activations:
-        trace = traces.activations[name]
-        perturbation = {bits: value for bits, (value, _) in trace.perturbation.items()}
-        rows[name] = ActivationRow(trace.elements, trace.trace, trace.error, ranges[name], perturbation)
+        found = work.measure(heads)
+    reason = "no output depends on it on the calibration data (a branch never taken, a gate always shut)"
+    sites = prepared.sites.without({name: reason for name in found.unreached if name in work.encodings})
     return Sensitivity(
         model=fingerprint(prepared.model),
         method=options.method,
         loss={head.tensor: f"{head.loss}: {head.why}" for head in heads}
         | {name: f"left out: {reason}" for name, reason in left_out.items()},
-        samples=traces.samples,
-        probes=traces.probes,
-        converged=traces.converged,
+        samples=found.samples,
+        probes=found.probes,
+        converged=found.converged,
         seed=options.seed,
         ranges=options.ranges,
-        weights=weights,
-        activations=rows,
+        weights={site.name: found.weights[site.name] for site in sites.weights},
+        activations=found.activations,
         left_float=sites.left_float,
         expected_inputs=seen.expected_inputs,
     )
@@ -107,68 +113,217 @@ def measure_sensitivity(
 
 def _with_channels(row: WeightRow, trace: Trace, found: WeightEncodings) -> WeightRow:
     count = len(next(iter(found.errors.values())))
-    traces = np.full(count, row.trace / count)
+    traces = np.full(count, trace.trace / count)
     if trace.channels is not None:
         traces = shrunk(trace.channels, trace.channel_variance)
     errors = {bits: six_digits(error) for bits, error in found.errors.items()}
     return replace(row, channel_trace=six_digits(traces), channel_error=errors)
 
 
-def _unreached(traces: Traces) -> dict[str, str]:
-    """Weights of which nothing is known: a branch that no sample takes, a gate that is shut on all of them.
-
-    A zero trace would make them look free, and the narrowest width would be theirs.
-    """
-    known = any(trace.trace for trace in traces.weights.values())
-    reason = "no output depends on it on the calibration data (a branch never taken, a gate always shut)"
-    return {name: reason for name, trace in traces.weights.items() if known and trace.trace == 0}
-
-
-def _ranges_and_traces(
+def perturbations(
     executor: Executor,
-    data: Dataset,
     prepared: Prepared,
-    seen: Calibration,
-    heads: Sequence[Head],
-    activation_bits: Sequence[int],
-    options: SensitivityOptions,
-    progress: Progress | None,
-) -> tuple[dict[str, dict[int, tuple[float, float]]], Traces]:
-    """Ranges of activations by width, and all traces with the perturbation that those ranges make."""
-    losses = losses_for(heads, seen.mean_square)
-    if options.ranges == "curvature" and seen.histograms:
-        weigh_histograms(
-            executor,
-            data.first(min(options.samples, _RANGE_SAMPLES)),
-            seen.histograms,
+    weights: Mapping[str, Mapping[int, Encoding]],
+    activations: Mapping[str, Mapping[int, Encoding]],
+    expected_inputs: Mapping[str, NDArray[np.float32]],
+) -> dict[str, Perturbation]:
+    """What each site does at each of its widths, with what biases make up for where expected inputs are known.
+
+    weights, activations: encodings by name and bits.
+    """
+    shifts: dict[int, dict[str, torch.Tensor]] = {}
+    for bits in {bits for by_bits in weights.values() for bits in by_bits}:
+        at = {name: by_bits[bits] for name, by_bits in weights.items() if bits in by_bits}
+        found = corrections(prepared, at, expected_inputs)
+        shifts[bits] = {output: torch.from_numpy(shift).to(executor.device) for output, shift in found.items()}
+    axes = {layer.output: 1 if layer.operator in ("Conv", "ConvTranspose") else -1 for layer in prepared.layers}
+    sites: dict[str, Perturbation] = {}
+    for name, by_bits in weights.items():
+        values = prepared.weight(name)
+        quantized = {
+            bits: torch.from_numpy(round_trip(values, encoding)).to(executor.device)
+            for bits, encoding in by_bits.items()
+        }
+        sites[name] = QuantizedWeight(executor, name, executor.entries(name), quantized, shifts, axes)
+    return sites | {name: QuantizedActivation(name, by_bits) for name, by_bits in activations.items()}
+
+
+def _importance(scores: Sequence[torch.Tensor], heads: Sequence[Head], samples: int) -> torch.Tensor:
+    """How much each sample's loss is curved in its scores, [samples]: one with a certain answer tells little."""
+    squares = {
+        head.tensor: float(score.double().square().sum()) / samples for head, score in zip(heads, scores, strict=True)
+    }
+    total = torch.zeros(samples, dtype=torch.float64)
+    for loss, score in zip(losses_for(heads, squares), scores, strict=True):
+        if len(score) == samples:
+            total += loss.trace(score).cpu()
+    return total
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows of all sites, and how they came about. unreached: sites of which nothing is known."""
+
+    weights: dict[str, WeightRow]
+    activations: dict[str, ActivationRow]
+    unreached: frozenset[str]
+    samples: int
+    probes: int
+    converged: bool
+
+    @property
+    def any_loss(self) -> bool:
+        """False where every plan would look as good as any other."""
+        return any(row.trace or any(value for value, _ in row.loss.values()) for row in self.weights.values())
+
+
+class _Measurement:
+    """What is measured of one model on some data, for any choice of losses."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        data: Dataset,
+        prepared: Prepared,
+        seen: Calibration,
+        weight_bits: Sequence[int],
+        activation_bits: Sequence[int],
+        options: SensitivityOptions,
+        progress: Progress | None,
+    ) -> None:
+        self.executor = executor
+        self.data = data
+        self.prepared = prepared
+        self.seen = seen
+        self.activation_bits = activation_bits
+        self.options = options
+        self.progress = progress
+        self.encodings: dict[str, WeightEncodings] = {}
+        for number, site in enumerate(prepared.sites.weights):
+            values = prepared.weight(site.name)
+            self.encodings[site.name] = weight_encodings(values, site.axis, weight_bits, options.ranges)
+            if progress is not None:
+                progress("scales of weights", number + 1, len(prepared.sites.weights))
+
+    def measure(self, heads: Sequence[Head]) -> _Found:
+        """All rows, with these losses."""
+        losses = losses_for(heads, self.seen.mean_square)
+        ranges = self._ranges(heads, losses)
+        encodings = {
+            name: {bits: activation_encoding(*ends, bits) for bits, ends in by_bits.items()}
+            for name, by_bits in ranges.items()
+        }
+        method = self.options.method
+        if method == "gauss-newton" or method == "hessian":
+            return self._from_traces(self._traces(heads, losses, encodings, method), ranges)
+        return self._from_losses(self._losses(heads, losses, encodings, method), encodings, ranges)
+
+    def _ranges(self, heads: Sequence[Head], losses: Sequence[Loss]) -> Ranges:
+        """Ranges of activations by width."""
+        histograms = self.seen.histograms
+        if self.options.ranges == "curvature" and histograms:
+            weigh_histograms(
+                self.executor,
+                self.data.first(min(self.options.samples, _RANGE_SAMPLES)),
+                histograms,
+                heads,
+                losses,
+                batch_size=self.seen.curvature_batch_size(),
+                seed=self.options.seed,
+                progress=self.progress,
+            )
+        return {
+            name: {bits: activation_range(histogram, bits, self.options.ranges) for bits in self.activation_bits}
+            for name, histogram in histograms.items()
+        }
+
+    def _traces(
+        self,
+        heads: Sequence[Head],
+        losses: Sequence[Loss],
+        encodings: Mapping[str, Mapping[int, Encoding]],
+        method: TraceMethod,
+    ) -> Traces:
+        return measure_traces(
+            self.executor,
+            self.data.first(self.options.samples),
+            {site.name: site.axis for site in self.prepared.sites.weights},
+            encodings,
             heads,
             losses,
-            batch_size=seen.curvature_batch_size(),
-            seed=options.seed,
-            progress=progress,
+            method=method,
+            layers=self.prepared.layers,
+            expected_inputs=self.seen.expected_inputs,
+            relative_error=self.options.relative_error,
+            max_probes=self.options.max_probes,
+            batch_size=self.seen.curvature_batch_size(),
+            seed=self.options.seed,
+            progress=self.progress,
         )
-    ranges = {
-        name: {bits: activation_range(histogram, bits, options.ranges) for bits in activation_bits}
-        for name, histogram in seen.histograms.items()
-    }
-    encodings = {
-        name: {bits: activation_encoding(*ends, bits) for bits, ends in by_bits.items()}
-        for name, by_bits in ranges.items()
-    }
-    traces = measure_traces(
-        executor,
-        data.first(options.samples),
-        {site.name: site.axis for site in prepared.sites.weights},
-        encodings,
-        heads,
-        losses,
-        method=options.method,
-        layers=prepared.layers,
-        expected_inputs=seen.expected_inputs,
-        relative_error=options.relative_error,
-        max_probes=options.max_probes,
-        batch_size=seen.curvature_batch_size(),
-        seed=options.seed,
-        progress=progress,
-    )
-    return ranges, traces
+
+    def _from_traces(self, traces: Traces, ranges: Ranges) -> _Found:
+        weights = {}
+        for site in self.prepared.sites.weights:
+            trace = traces.weights[site.name]
+            row = WeightRow(site.shape, trace.trace, trace.error, self._squared_errors(site.name))
+            whole = not self.options.channels or site.axis is None
+            weights[site.name] = row if whole else _with_channels(row, trace, self.encodings[site.name])
+        activations = {}
+        for name, by_bits in ranges.items():
+            trace = traces.activations[name]
+            perturbation = {bits: value for bits, (value, _) in trace.perturbation.items()}
+            activations[name] = ActivationRow(trace.elements, trace.trace, trace.error, by_bits, perturbation)
+        # A zero trace would make them look free, and the narrowest width would be theirs.
+        known = any(trace.trace for trace in traces.weights.values())
+        unreached = frozenset(name for name, trace in traces.weights.items() if known and trace.trace == 0)
+        return _Found(weights, activations, unreached, traces.samples, traces.probes, traces.converged)
+
+    def _losses(
+        self,
+        heads: Sequence[Head],
+        losses: Sequence[Loss],
+        encodings: Mapping[str, Mapping[int, Encoding]],
+        method: LossMethod,
+    ) -> SiteLosses:
+        options, seen = self.options, self.seen
+        if self.data.fixed_batch() is None:
+            generator = torch.Generator().manual_seed(options.seed)
+            chosen, weights = choose_samples(seen.importance, options.samples, generator)
+            data = self.data.chosen(chosen.tolist())
+        else:
+            data = self.data.first(options.samples)
+            count = data.samples()
+            weights = torch.full((count,), 1 / count, dtype=torch.float64)
+        of_weights = {name: found.encodings for name, found in self.encodings.items()}
+        sites = perturbations(self.executor, self.prepared, of_weights, encodings, seen.expected_inputs)
+        return measure_losses(
+            self.executor,
+            data,
+            weights,
+            sites,
+            heads,
+            losses,
+            method=method,
+            batch_size=seen.loss_batch_size(),
+            seed=options.seed,
+            progress=self.progress,
+        )
+
+    def _from_losses(
+        self, found: SiteLosses, encodings: Mapping[str, Mapping[int, Encoding]], ranges: Ranges
+    ) -> _Found:
+        weights = {
+            site.name: WeightRow(site.shape, None, None, self._squared_errors(site.name), found.losses[site.name])
+            for site in self.prepared.sites.weights
+        }
+        activations = {
+            name: ActivationRow(self.seen.elements[name], None, None, ranges[name], {}, found.losses[name])
+            for name in encodings
+        }
+        reached = any(name not in found.unreached for name in weights)
+        unreached = found.unreached if reached else frozenset()
+        return _Found(weights, activations, unreached, found.samples, 1, True)
+
+    def _squared_errors(self, name: str) -> dict[int, float]:
+        found = self.encodings[name]
+        return {bits: found.squared_error(bits) for bits in sorted(found.errors)}

@@ -21,21 +21,24 @@ from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.quantizer.encoding import RangeMethod, Widths, distinct
 
 FORMAT = "amq-sensitivity"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class WeightRow:
-    """A weight: its mean-loss Hessian trace and, by bits, ||Q(W) - W||^2.
+    """A weight: its mean-loss Hessian trace and, by bits, ||Q(W) - W||^2, and the loss where that was estimated.
 
-    trace and trace_error (its standard error) are of the whole block, not per element. channel_trace, channel_error:
-    the same of each output channel, where that was measured; they sum to the weight's.
+    trace and trace_error (its standard error) are of the whole block, not per element; None where no trace was taken.
+    loss: by bits, what quantizing this weight alone adds to the loss, and its standard error; empty where a trace
+    stands for it. channel_trace, channel_error: trace and squared error of each output channel, where they were
+    measured; they sum to the weight's.
     """
 
     shape: tuple[int, ...]
-    trace: float
-    trace_error: float
+    trace: float | None
+    trace_error: float | None
     squared_error: dict[int, float]
+    loss: dict[int, tuple[float, float]] = field(default_factory=dict)
     channel_trace: tuple[float, ...] | None = None
     channel_error: dict[int, tuple[float, ...]] | None = None
 
@@ -48,12 +51,14 @@ class WeightRow:
         return count
 
     def omega(self, widths: Widths) -> float:
-        """mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2, equation of Omega); with |trace|, see `negative_traces`.
+        """The loss, or mean-trace(H) * ||Q_b(W) - W||^2 (HAWQ-V2's Omega); with |trace|, see `negative_traces`.
 
         Where channels were measured it is the sum of theirs, each with its own mean trace, at one width or at each
         channel's own; ValueError for widths of channels where they were not.
         """
         if isinstance(widths, int):
+            if self.trace is None:
+                return max(0.0, self.loss[widths][0])
             if self.channel_trace is None:
                 return abs(self.trace) / self.elements * self.squared_error[widths]
             return float(self.channel_omega(widths).sum())
@@ -74,32 +79,35 @@ class WeightRow:
 
 @dataclass(frozen=True)
 class ActivationRow:
-    """An activation: the mean over samples of its trace and, by bits, its range and its perturbation.
+    """An activation: the mean over samples of its trace and, by bits, its range and its perturbation or loss.
 
-    elements: of one sample. ranges: [low, high] that the codes cover. perturbation: E_n[ mean-trace(H_n) *
-    ||Q_b(a_n) - a_n||^2 ].
+    elements: of one sample. trace, trace_error, loss: as of a WeightRow. ranges: [low, high] that the codes
+    cover. perturbation: E_n[ mean-trace(H_n) * ||Q_b(a_n) - a_n||^2 ], empty where there is a loss.
     """
 
     elements: int
-    trace: float
-    trace_error: float
+    trace: float | None
+    trace_error: float | None
     ranges: dict[int, tuple[float, float]]
     perturbation: dict[int, float]
+    loss: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def omega(self, bits: int) -> float:
-        """See `perturbation`; its absolute value, see `negative_traces`."""
+        """The loss, or see `perturbation`; its absolute value, see `negative_traces`."""
+        if self.trace is None:
+            return max(0.0, self.loss[bits][0])
         return abs(self.perturbation[bits])
 
     def widths(self) -> list[int]:
         """Widths that the table knows."""
-        return sorted(self.perturbation)
+        return sorted(self.ranges)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """The table of all sites and how it came about.
 
-    model: fingerprint of the float model. method: how curvature was measured. loss: by head tensor, the loss and
+    model: fingerprint of the float model. method: how it was measured. loss: by head tensor, the loss and
     why it was chosen. samples, probes: on how many samples, with how many probes each. converged: whether every
     standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
     its weights are multiplied with on average (see ExpectedInputs).
@@ -125,7 +133,7 @@ class Sensitivity:
         curvature, so the search takes the absolute value rather than calling the site free.
         """
         rows: Mapping[str, WeightRow | ActivationRow] = {**self.weights, **self.activations}
-        return [name for name, row in rows.items() if row.trace < 0]
+        return [name for name, row in rows.items() if row.trace is not None and row.trace < 0]
 
     def to_json(self) -> str:
         """The text of sensitivity.json."""
@@ -145,9 +153,10 @@ class Sensitivity:
             weights = {
                 name: WeightRow(
                     tuple(int(size) for size in row["shape"]),
-                    float(row["trace"]),
-                    float(row["trace_error"]),
+                    _number(row["trace"]),
+                    _number(row["trace_error"]),
                     {int(bits): float(error) for bits, error in row["squared_error"].items()},
+                    _losses(row),
                     *_channels(row),
                 )
                 for name, row in body.pop("weights").items()
@@ -155,10 +164,11 @@ class Sensitivity:
             activations = {
                 name: ActivationRow(
                     int(row["elements"]),
-                    float(row["trace"]),
-                    float(row["trace_error"]),
+                    _number(row["trace"]),
+                    _number(row["trace_error"]),
                     {int(bits): (float(low), float(high)) for bits, (low, high) in row["ranges"].items()},
                     {int(bits): float(value) for bits, value in row["perturbation"].items()},
+                    _losses(row),
                 )
                 for name, row in body.pop("activations").items()
             }
@@ -177,6 +187,8 @@ class Sensitivity:
             raise ValueError("'loss' and 'left_float' are not objects")
         for name, row in self.weights.items():
             _require_numbers(name, row, row.squared_error.values())
+            if row.trace is None and set(row.loss) != set(row.squared_error):
+                raise ValueError(f"'{name}' has squared errors and losses of different widths")
             if min(row.squared_error.values(), default=0) < 0:
                 raise ValueError(f"'{name}' has a squared error below 0")
             if row.channel_trace is not None and row.channel_error is not None:
@@ -191,7 +203,7 @@ class Sensitivity:
         for name, active in self.activations.items():
             ends = [end for pair in active.ranges.values() for end in pair]
             _require_numbers(name, active, [*active.perturbation.values(), *ends])
-            if set(active.ranges) != set(active.perturbation):
+            if set(active.ranges) != set(active.loss if active.trace is None else active.perturbation):
                 raise ValueError(f"'{name}' has ranges and perturbations of different widths")
             if any(low > high for low, high in active.ranges.values()):
                 raise ValueError(f"'{name}' has a range whose ends are the wrong way round")
@@ -204,10 +216,19 @@ def _channels(row: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, dict[in
     return tuple(map(float, row["channel_trace"])), errors
 
 
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _losses(row: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
+    return {int(bits): (float(value), float(error)) for bits, (value, error) in row["loss"].items()}
+
+
 def _require_numbers(name: str, row: WeightRow | ActivationRow, others: Iterable[float]) -> None:
     if row.elements < 1:
         raise ValueError(f"'{name}' has no elements")
-    if not all(math.isfinite(value) for value in (row.trace, *others)):
+    losses = [value for value, _ in row.loss.values()]
+    if not all(math.isfinite(value) for value in (row.trace or 0.0, *losses, *others)):
         raise ValueError(f"'{name}' has an entry that is not a finite number")
 
 

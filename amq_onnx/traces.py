@@ -22,6 +22,7 @@ from amq_onnx.expected_inputs import Centring
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.layers import Layer
+from amq_onnx.perturbation import round_trip
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
@@ -150,7 +151,7 @@ def weigh_histograms(
     for unit, batch in enumerate(data.batches(batch_size)):
         found = forward(tensors(batch, executor), {})
         scores = [found[head.tensor] for head in heads]
-        generator = torch.Generator().manual_seed(_mixed(seed, -1, unit))
+        generator = torch.Generator().manual_seed(mixed_seed(seed, -1, unit))
         gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
         for name, gradient in zip(names, gradients, strict=True):
             value = found[name].detach().float().cpu().numpy()
@@ -168,14 +169,16 @@ class DifferentiableForward:
     handed in as leaves, in the graph's order, as few as make all others hang on something.
     """
 
-    def __init__(self, executor: Executor, heads: Sequence[Head], activations: Sequence[str]) -> None:
+    def __init__(
+        self, executor: Executor, heads: Sequence[Head], activations: Sequence[str], others: Sequence[str] = ()
+    ) -> None:
         self.executor = executor
         self.activations = list(activations)
-        self.names = list(dict.fromkeys([*(head.tensor for head in heads), *activations]))
+        self.names = list(dict.fromkeys([*(head.tensor for head in heads), *activations, *others]))
         self.roots: list[str] = []
 
     def __call__(self, inputs: dict[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by name: scores and activations of one batch."""
+        """Tensors by name: scores, activations and what else was asked for, of one batch."""
         feeds = {name: value.requires_grad_() if value.is_floating_point() else value for name, value in inputs.items()}
         given: dict[str, Tensor] = {**feeds, **leaves}
         for name in self.roots:
@@ -236,7 +239,7 @@ class _Sweep:
         if self._first:
             self._measure_perturbations(found, samples)
         for draw in range(draws):
-            generator = torch.Generator().manual_seed(_mixed(self.seed, probe + draw, unit))
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, probe + draw, unit))
             for index, product in enumerate(self._products(scores, sites, batch, generator)):
                 if index < len(self.leaves):
                     self._add_weight(list(self.leaves)[index], unit, product)
@@ -322,7 +325,7 @@ class _Sweep:
                 value = found[name].detach()
                 self.elements[name] = max(1, value.numel() // samples)
                 for bits, encoding in encodings.items():
-                    error = _round_trip(value, encoding).sub_(value).square_()
+                    error = round_trip(value, encoding).sub_(value).square_()
                     self.errors[name][bits] += per_sample(error, samples).tolist()
 
 
@@ -339,13 +342,7 @@ def per_sample(values: Tensor, samples: int) -> Tensor:
     return (values.double().sum() / samples).expand(samples)
 
 
-def _round_trip(values: Tensor, encoding: Encoding) -> Tensor:
-    low, high = encoding.code_range
-    scale, zero = float(encoding.scale), encoding.zero_point
-    return (values / scale).round_().clamp_(low - zero, high - zero).mul_(scale)
-
-
-def _mixed(seed: int, probe: int, unit: int) -> int:
+def mixed_seed(seed: int, probe: int, unit: int) -> int:
     """One seed from three numbers (splitmix64's constants keep neighbours apart)."""
     state = seed
     for number in (probe, unit):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amq_onnx.errors import UsageError
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import METHODS, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import random_data
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, parse_versioned, read_json_file
@@ -18,6 +18,7 @@ finite = st.floats(-1e200, 1e200)
 positive = st.floats(0, 1e200)
 texts = st.text(st.characters(codec="utf-8"), max_size=10)
 bits = st.integers(1, 8)
+with_errors = st.tuples(positive, st.one_of(positive, st.just(float("inf"))))
 weight_rows = st.builds(
     WeightRow,
     st.lists(st.integers(1, 50), min_size=1, max_size=4).map(tuple),
@@ -33,27 +34,36 @@ def rows_with_channels(draw):
     numbers = st.lists(positive, min_size=channels, max_size=channels).map(tuple)
     errors = draw(st.dictionaries(bits, numbers, min_size=1))
     shape = (channels, draw(st.integers(1, 9)))
-    return WeightRow(shape, draw(finite), draw(positive), dict.fromkeys(errors, 1.0), draw(numbers), errors)
+    return WeightRow(shape, draw(finite), draw(positive), dict.fromkeys(errors, 1.0), {}, draw(numbers), errors)
+
+
+@st.composite
+def loss_rows(draw):
+    losses = draw(st.dictionaries(bits, with_errors, min_size=1))
+    return WeightRow((3, 2), None, None, dict.fromkeys(losses, 1.5), losses)
 
 
 @st.composite
 def activation_rows(draw):
     perturbation = draw(st.dictionaries(bits, finite, min_size=1))
     ranges = {width: tuple(sorted(draw(st.tuples(finite, finite)))) for width in perturbation}
-    return ActivationRow(draw(st.integers(1, 10**9)), draw(finite), draw(positive), ranges, perturbation)
+    elements = draw(st.integers(1, 10**9))
+    if draw(st.booleans()):
+        return ActivationRow(elements, draw(finite), draw(positive), ranges, perturbation)
+    return ActivationRow(elements, None, None, ranges, {}, {width: draw(with_errors) for width in ranges})
 
 
 tables = st.builds(
     Sensitivity,
     model=texts,
-    method=st.sampled_from(["gauss-newton", "hessian"]),
+    method=st.sampled_from(METHODS),
     loss=st.dictionaries(texts, texts),
     samples=st.integers(1, 10**6),
     probes=st.integers(2, 1000),
     converged=st.booleans(),
     seed=st.integers(0, 2**32),
     ranges=st.sampled_from(["mse", "minmax", "percentile"]),
-    weights=st.dictionaries(texts, weight_rows | rows_with_channels()),
+    weights=st.dictionaries(texts, st.one_of(weight_rows, rows_with_channels(), loss_rows())),
     activations=st.dictionaries(texts, activation_rows()),
     left_float=st.dictionaries(texts, texts),
 )
@@ -78,6 +88,22 @@ def test_omega_is_mean_trace_times_squared_error():
     assert row(60.0).omega(2) == 3 * 8
     assert row(60.0).omega(4) == 3 * 0.5
     assert row(60.0).widths() == [2, 4]
+
+
+def test_omega_is_the_loss_where_there_is_one():
+    lossy = WeightRow((4, 5), None, None, {2: 8.0, 4: 0.5}, {2: (0.25, 0.1), 4: (-1e-18, 0.0)})
+    assert (lossy.omega(2), lossy.omega(4), lossy.widths()) == (0.25, 0.0, [2, 4])
+    active = ActivationRow(9, None, None, {8: (0.0, 1.0)}, {}, {8: (0.5, 0.1)})
+    assert (active.omega(8), active.widths()) == (0.5, [8])
+    table = Sensitivity("m", "hybrid", {}, 1, 2, True, 0, "mse", {"w": lossy}, {"a": active})
+    assert table.negative_traces() == []
+
+
+def test_losses_of_other_widths_are_refused():
+    lossy = WeightRow((4, 5), None, None, {2: 8.0, 4: 0.5}, {2: (0.25, 0.1)})
+    table = Sensitivity("m", "hybrid", {}, 1, 2, True, 0, "mse", {"w": lossy}, {})
+    with pytest.raises(UsageError, match="different widths"):
+        Sensitivity.from_json(table.to_json(), "s.json")
 
 
 def test_negative_traces_count_by_their_size_and_are_named():
@@ -179,7 +205,7 @@ def test_integer_outputs_are_left_out_with_a_reason():
 
 
 def with_channels(**more):
-    return WeightRow((2, 3), 6.0, 0.1, {2: 5.0, 4: 0.5}, (-1.5, 4.5), {2: (4.0, 1.0), 4: (0.3, 0.2)}, **more)
+    return WeightRow((2, 3), 6.0, 0.1, {2: 5.0, 4: 0.5}, {}, (-1.5, 4.5), {2: (4.0, 1.0), 4: (0.3, 0.2)}, **more)
 
 
 def test_omega_of_channels():

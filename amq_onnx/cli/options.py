@@ -11,7 +11,7 @@ import onnx
 
 from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
-from amq_onnx.measurement import SensitivityOptions
+from amq_onnx.measurement import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
 from amq_onnx.pipeline import check_widths
@@ -128,9 +128,9 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     default = SensitivityOptions()
     parser.add_argument(
         "--sensitivity",
-        choices=["gauss-newton", "hessian"],
+        choices=list(METHODS),
         default=default.method,
-        help="curvature (default: %(default)s)",
+        help="how sensitivity is measured (default: %(default)s)",
     )
     parser.add_argument(
         "--loss",
@@ -154,7 +154,7 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.relative_error,
         metavar="E",
-        help="standard error asked of every trace (default: %(default)s)",
+        help="gauss-newton, hessian: standard error asked of every trace (default: %(default)s)",
     )
     parser.add_argument(
         "--max-probes", type=int, default=default.max_probes, metavar="N", help="probes a sample at most"
@@ -164,7 +164,7 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.samples,
         metavar="N",
-        help="samples that curvature is measured on (default: %(default)s); ranges see all",
+        help="samples that sensitivity is measured on (default: %(default)s); ranges see all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--device", default="cpu", help="torch device of the measurement: cpu, cuda, cuda:1")

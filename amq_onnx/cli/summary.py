@@ -15,7 +15,7 @@ from amq_onnx.pipeline import Result
 from amq_onnx.plan import Plan
 from amq_onnx.quantizer.encoding import Widths
 from amq_onnx.runtime.verification import Verification
-from amq_onnx.sensitivity import Sensitivity
+from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow
 from amq_onnx.size_search import Trial
 from amq_onnx.tuning.rounding import Tuned
 
@@ -24,21 +24,20 @@ _SETTLED = 0.99
 
 
 def print_sensitivity(sensitivity: Sensitivity) -> None:
-    """The traces of all sites and their perturbation at each width."""
+    """The scores of all sites at each width, and the traces that they come from where they do."""
     for title, rows in (("weights", sensitivity.weights), ("activations", sensitivity.activations)):
         if not rows:
             continue
         widths = sorted({bits for row in rows.values() for bits in row.widths()})
         console.table(
             f"sensitivity of {title}",
-            [title, "elements", "mean trace", "± error", *(f"Ω {bits} bits" for bits in widths)],
+            [title, "elements", *_trace_titles(sensitivity), *(f"Ω {bits} bits" for bits in widths)],
             [
                 [
                     name,
                     console.count(row.elements),
-                    console.real(row.trace / row.elements),
-                    console.percent(row.trace_error / abs(row.trace)) if row.trace else "-",
-                    *(console.real(row.omega(bits)) if bits in row.widths() else "" for bits in widths),
+                    *_trace_cells(row),
+                    *(_omega(row, bits) if bits in row.widths() else "" for bits in widths),
                 ]
                 for name, row in rows.items()
             ],
@@ -46,12 +45,36 @@ def print_sensitivity(sensitivity: Sensitivity) -> None:
     print_measurement(sensitivity)
 
 
+def _trace_titles(sensitivity: Sensitivity) -> list[str]:
+    """Columns of a trace, where one was taken."""
+    rows: list[WeightRow | ActivationRow] = [*sensitivity.weights.values(), *sensitivity.activations.values()]
+    return ["mean trace", "± error"] if any(row.trace is not None for row in rows) else []
+
+
+def _trace_cells(row: WeightRow | ActivationRow) -> list[str]:
+    if row.trace is None or row.trace_error is None:
+        return []
+    relative = console.percent(row.trace_error / abs(row.trace)) if row.trace else "-"
+    return [console.real(row.trace / row.elements), relative]
+
+
+def _omega(row: WeightRow | ActivationRow, bits: Widths) -> str:
+    """A score, with its standard error where it has one."""
+    if not isinstance(bits, int):  # only weights have widths by channel
+        return console.real(row.omega(bits)) if isinstance(row, WeightRow) else ""
+    score = row.omega(bits)
+    if bits not in row.loss or not score:
+        return console.real(score)
+    value, error = row.loss[bits]
+    return f"{console.real(score)} ± {console.percent(error / value)}"
+
+
 def print_measurement(sensitivity: Sensitivity) -> None:
     """How the sensitivity came about, and what of it should give pause."""
     for tensor, loss in sensitivity.loss.items():
         console.line(f"loss on '{tensor}': {loss}")
     console.line(
-        f"curvature: {sensitivity.method}, {sensitivity.samples} samples, {sensitivity.probes} probes each, "
+        f"sensitivity: {sensitivity.method}, {sensitivity.samples} samples, {sensitivity.probes} probes each, "
         f"seed {sensitivity.seed}"
     )
     if not sensitivity.converged:
@@ -134,15 +157,14 @@ def print_layers(result: Result) -> None:
     sensitivity, plan = result.sensitivity, result.plan
     console.table(
         "weights",
-        ["layer", "elements", "bits", "mean trace", "± error", "Ω", "share of Ω"],
+        ["layer", "elements", "bits", *_trace_titles(sensitivity), "Ω", "share of Ω"],
         [
             [
                 name,
                 console.count(row.elements),
                 _mix(bits),
-                console.real(row.trace / row.elements),
-                console.percent(row.trace_error / abs(row.trace)) if row.trace else "-",
-                console.real(row.omega(bits)),
+                *_trace_cells(row),
+                _omega(row, bits),
                 console.percent(result.shares.get(name, 0.0)),
             ]
             for name, bits in plan.weights.items()
@@ -152,13 +174,13 @@ def print_layers(result: Result) -> None:
     if len({site.bits for site in plan.activations.values()}) > 1:
         console.table(
             "activations",
-            ["tensor", "elements", "bits", "mean trace", "share of Ω"],
+            ["tensor", "elements", "bits", *_trace_titles(sensitivity), "share of Ω"],
             [
                 [
                     name,
                     console.count(row.elements),
                     str(site.bits),
-                    console.real(row.trace / row.elements),
+                    *_trace_cells(row),
                     console.percent(result.shares.get(name, 0.0)),
                 ]
                 for name, site in plan.activations.items()

@@ -11,7 +11,11 @@ from amq_onnx.curvature.losses import Loss
 
 
 def probe_gradients(
-    scores: Sequence[Tensor], losses: Sequence[Loss], sites: Sequence[Tensor], generator: torch.Generator
+    scores: Sequence[Tensor],
+    losses: Sequence[Loss],
+    sites: Sequence[Tensor],
+    generator: torch.Generator,
+    weights: Tensor | None = None,
 ) -> list[Tensor]:
     """g = J' L v for each site, v random with unit covariance: E ||g||^2 is the trace of the site's Gauss-Newton block.
 
@@ -23,12 +27,15 @@ def probe_gradients(
 
     scores: the graph's outputs that carry a loss, first dimension the samples. sites: tensors of the same
     autograd graph. The graph is kept, for more probes on the same forward pass. A site that no score depends
-    on has zero gradient.
+    on has zero gradient. weights: of the samples' losses, [samples]; 1 each without.
     """
     pulled = []
     with torch.no_grad():
         for score, loss in zip(scores, losses, strict=True):
-            pulled.append(loss.root_draw(score, generator))
+            root = loss.root_draw(score, generator)
+            if weights is not None:
+                root *= weights.sqrt().to(root).reshape(-1, *[1] * (root.ndim - 1))
+            pulled.append(root)
     gradients = torch.autograd.grad(
         list(scores), list(sites), grad_outputs=pulled, retain_graph=True, allow_unused=True
     )

@@ -43,6 +43,10 @@ class Loss(Protocol):
         """L v for a random v of zero mean and unit covariance, independent between samples and positions."""
         ...
 
+    def trace(self, scores: Tensor) -> Tensor:
+        """Trace of each sample's H, float64 [samples]."""
+        ...
+
 
 @dataclass(frozen=True)
 class SoftmaxLoss:
@@ -98,6 +102,11 @@ class SoftmaxLoss:
         vector = vector.to(scores.device).reshape(probability.shape).movedim(-1, self.axis)
         return self.root_product(scores, vector)
 
+    def trace(self, scores: Tensor) -> Tensor:
+        """See Loss. 1 - ||p||^2, averaged over positions."""
+        probability = torch.softmax(scores.double(), self.axis)
+        return (1 - probability.square().sum(self.axis)).clamp_min_(0).reshape(len(scores), -1).mean(1)
+
 
 @dataclass(frozen=True)
 class SigmoidLoss:
@@ -125,6 +134,12 @@ class SigmoidLoss:
     def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """See Loss. v is Rademacher."""
         return self.root_product(scores, rademacher_like(scores, generator))
+
+    def trace(self, scores: Tensor) -> Tensor:
+        """See Loss."""
+        probability = torch.sigmoid(scores.double())
+        each = probability * (1 - probability)
+        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,11 @@ class SquaredLoss:
     def root_draw(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """See Loss. v is Rademacher."""
         return self.root_product(scores, rademacher_like(scores, generator))
+
+    def trace(self, scores: Tensor) -> Tensor:
+        """See Loss."""
+        elements = scores.numel() // max(1, len(scores))
+        return torch.full((len(scores),), self.scale * elements, dtype=torch.float64, device=scores.device)
 
 
 def _last(scores: Tensor) -> int:

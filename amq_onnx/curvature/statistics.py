@@ -59,3 +59,41 @@ def shrunk(values: NDArray[np.float64], variances: NDArray[np.float64] | None) -
     spread = float(values.var(ddof=1)) if len(values) > 1 else 0.0
     chance = 1.0 if variances is None or spread == 0 else float(variances.mean()) / spread
     return np.asarray(values.mean() + max(0.0, 1 - chance) * (values - values.mean()), np.float64)
+
+
+def sum_with_error(contributions: NDArray[np.float64]) -> tuple[float, float]:
+    """The sum over units (samples or batches, drawn at random) and its standard error, infinite for a single unit.
+
+    With the units' mean m, the variance of a sum of n alike is n times that of one: n / (n - 1) sum (x - m)^2.
+    """
+    count = len(contributions)
+    total = float(contributions.sum())
+    if count < 2:
+        return total, float("inf")
+    return total, float(np.sqrt(count * contributions.var(ddof=1)))
+
+
+def ratio_estimate(
+    cheap: NDArray[np.float64], exact: NDArray[np.float64], chosen: NDArray[np.intp]
+) -> tuple[float, float]:
+    """The sum of an exact quantity over all units, known on some of them, by its ratio to one known on all; its error.
+
+    sum(cheap) x sum(exact) / sum(cheap[chosen]): the double-sampling ratio estimator (Cochran 1977, "Sampling
+    Techniques", section 12.8). Units differ far more between each other than the two quantities do on one unit, so
+    that a few units tell the ratio well. Its bias is of order 1 / units; with a ratio of 1 and exact = cheap there is
+    none. Where the cheap quantity is zero on all chosen ones it is the plain expansion of `exact`. The error adds the
+    variance of the first sum and that of the residuals exact - ratio x cheap.
+
+    cheap: [units]. exact: of the units `chosen`, [chosen].
+    """
+    total, error = sum_with_error(cheap)
+    count, known = len(cheap), len(exact)
+    base = float(cheap[chosen].sum())
+    if base <= 0:
+        expanded, spread = sum_with_error(exact)
+        return expanded * count / known, spread * count / known
+    ratio = float(exact.sum()) / base
+    if known == count:
+        return ratio * total, sum_with_error(exact)[1]
+    residual = sum_with_error(exact - ratio * cheap[chosen])[1] * count / known
+    return ratio * total, float(np.hypot(ratio * error, residual))

@@ -96,6 +96,20 @@ class Executor:
                 results[name] = _in_dtype(results[name], written)
         return results
 
+    def entries(self, constant: str) -> tuple[str, ...]:
+        """Where an initializer meets what varies: outputs of the nodes that read it, or what was computed from it and
+        other constants alone, together with something that depends on the graph's inputs.
+        """
+        return self._program.entries(constant)
+
+    def unchanged(self, changed: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+        """What to give beside the tensors `changed`, so that `run` computes only what depends on these.
+
+        The tensors that don't depend on them, but on the graph's inputs, and that are needed for `outputs` together
+        with something that does; outputs that don't depend on them are among these.
+        """
+        return self._program.unchanged(changed, outputs)
+
     def _admitted(self, name: str, value: Any) -> Any:
         """`value` in the dtype in which the graph holds tensor `name`."""
         if name not in self._program.names:

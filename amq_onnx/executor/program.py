@@ -343,6 +343,39 @@ class Program:
                 return None
         return frozenset(ancestors)
 
+    # -- what depends on what
+
+    def entries(self, constant: str) -> tuple[str, ...]:
+        """See Executor.entries."""
+        varying, own = set(self.inputs), {constant}
+        found: list[str] = []
+        for bound in self._bound:
+            outputs = [name for name in bound.node.outputs if name]
+            varies = not varying.isdisjoint(bound.reads)
+            if varies:
+                varying.update(outputs)
+            if not own.isdisjoint(bound.reads):
+                if varies:
+                    found += outputs
+                else:
+                    own.update(outputs)
+        return tuple(found)
+
+    def unchanged(self, changed: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+        """See Executor.unchanged."""
+        needed, _ = self._needed(outputs, frozenset())
+        varying, dependent = set(self.inputs), set(changed)
+        read: dict[str, None] = {}
+        for index in needed:
+            bound = self._bound[index]
+            if not varying.isdisjoint(bound.reads):
+                varying.update(bound.node.outputs)
+            if not dependent.isdisjoint(bound.reads):
+                read.update(dict.fromkeys(bound.reads))
+                dependent.update(name for name in bound.node.outputs if name not in changed)
+        read.update(dict.fromkeys(outputs))
+        return tuple(name for name in read if name in varying and name not in dependent)
+
     # -- running
 
     def run(self, values: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> list[torch.Tensor]:

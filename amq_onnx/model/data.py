@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class Dataset:
         """The same data, but no more than the first `samples` (or one batch, where the model fixes its size)."""
         if samples is None:
             return self
-        wanted = max(samples, self._fixed_batch() or 0)
+        wanted = max(samples, self.fixed_batch() or 0)
         return Dataset(self.source, self.specs, self.origin, min(wanted, self.limit or wanted))
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -64,7 +64,7 @@ class Dataset:
 
         Raises DataError for data that don't fit the model, naming the input.
         """
-        fixed = self._fixed_batch()
+        fixed = self.fixed_batch()
         size = fixed or size
         held: list[Batch] = []
         count = taken = 0
@@ -100,7 +100,7 @@ class Dataset:
         elif count and taken < size:
             raise DataError(f"{self.origin} holds {taken} samples, fewer than the model's fixed batch of {size}")
 
-    def _fixed_batch(self) -> int | None:
+    def fixed_batch(self) -> int | None:
         """The batch size that the model insists on, if all its inputs name the same."""
         sizes = {size for spec in self.specs if (size := spec.fixed_batch()) is not None}
         return sizes.pop() if len(sizes) == 1 else None
@@ -140,6 +140,20 @@ class Dataset:
             elif _other_sizes(one[name], axis) != _other_sizes(other[name], axis):
                 return False
         return True
+
+    def chosen(self, numbers: Sequence[int]) -> Dataset:
+        """The samples of these rising numbers alone, of a model that doesn't fix the batch size."""
+
+        def source() -> Iterator[Batch]:
+            seen = 0
+            for batch in self.batches(_SPLIT_READ):
+                count = self.count(batch)
+                wanted = np.array([number - seen for number in numbers if seen <= number < seen + count], np.intp)
+                seen += count
+                if len(wanted):
+                    yield self.picked(batch, wanted)
+
+        return Dataset(source, self.specs, self.origin)
 
     def split(self, every: int, most: int) -> tuple[Dataset, Dataset]:
         """Two parts: all but every `every`-th sample, and those, of which there are `most` at most."""

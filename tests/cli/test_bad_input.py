@@ -675,7 +675,7 @@ def test_broken_table(refused, case, tmp_path, out, text):
 
 
 IMPOSSIBLE = {
-    "version": lambda body: body.update(version=2),
+    "version": lambda body: body.update(version=1),
     "no weights": lambda body: body.pop("weights"),
     "empty row": lambda body: body["weights"].update(w2={}),
     "trace nan": lambda body: body["weights"]["w2"].update(trace=float("nan")),

@@ -29,6 +29,37 @@ def test_root_times_its_transpose_is_the_hessian(loss, shape):
     torch.testing.assert_close(root @ root.T, score_hessian(loss, scores), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("loss", "shape"), CASES.values(), ids=CASES)
+def test_trace_is_that_of_the_hessian(loss, shape):
+    scores = draw(*shape, seed=3, scale=2.0)
+    of_samples = score_hessian(loss, scores).diagonal().reshape(len(scores), -1).sum(1)
+    torch.testing.assert_close(loss.trace(scores), of_samples, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("loss", "shape"), CASES.values(), ids=CASES)
+def test_divergence_is_the_quadratic_form_of_small_differences(loss, shape):
+    scores = draw(*shape, seed=3, scale=2.0)
+    change = draw(*shape, seed=4, scale=1e-4)
+    exact = 0.5 * change.reshape(-1) @ score_hessian(loss, scores) @ change.reshape(-1)
+    torch.testing.assert_close(loss.divergence(scores, scores + change).sum(), exact, rtol=1e-3, atol=0)
+    assert loss.divergence(scores, scores).abs().max() < 1e-15
+
+
+def test_divergence_of_softmax_and_sigmoid_is_kullback_leiblers():
+    before, after = draw(3, 4, scale=2.0), draw(3, 4, seed=1, scale=2.0)
+    p, q = before.softmax(1), after.softmax(1)
+    torch.testing.assert_close(SoftmaxLoss().divergence(before, after), (p * (p / q).log()).sum(1))
+    p, q = before.sigmoid(), after.sigmoid()
+    each = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(SigmoidLoss().divergence(before, after), each.sum(1))
+
+
+def test_divergence_of_saturated_scores_is_finite():
+    before, after = torch.tensor([[1e3, 0.0, -1e3]]), torch.tensor([[-1e3, 0.0, 1e3]])
+    assert float(SoftmaxLoss().divergence(before, after)) == pytest.approx(2e3)
+    assert float(SigmoidLoss().divergence(before, after)) == pytest.approx(2e3)
+
+
 def test_root_of_saturated_scores_is_finite_and_zero():
     scores = torch.tensor([[1e4, 0.0, -1e4]])
     for loss in (SoftmaxLoss(), SigmoidLoss()):

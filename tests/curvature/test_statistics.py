@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amq_onnx.curvature.draws import rademacher_like
-from amq_onnx.curvature.statistics import UnitMeans, shrunk
+from amq_onnx.curvature.statistics import UnitMeans, ratio_estimate, shrunk, sum_with_error
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])
@@ -79,3 +79,44 @@ def test_signs_are_fair_independent_and_follow_the_seed():
     assert abs(neighbours) < 4 / np.sqrt(signs.numel())
     assert torch.equal(signs, rademacher_like(tensor, torch.Generator().manual_seed(3)))
     assert not torch.equal(signs, rademacher_like(tensor, torch.Generator().manual_seed(4)))
+
+
+def test_a_sum_and_its_error_over_the_units():
+    rng = np.random.default_rng(0)
+    sums = [sum_with_error(rng.exponential(size=40)) for _ in range(4000)]
+    totals, errors = np.array(sums).T
+    assert totals.std() == pytest.approx(np.sqrt(np.square(errors).mean()), rel=0.05)
+    assert sum_with_error(np.array([3.0])) == (3.0, np.inf)
+
+
+def test_a_ratio_tells_the_exact_sum_from_a_few_units():
+    rng = np.random.default_rng(0)
+    cheap = rng.exponential(size=200) ** 2
+    noisy = cheap * 0.6 * rng.uniform(0.8, 1.2, 200)
+    found = []
+    for _ in range(2000):
+        chosen = rng.choice(200, 40, replace=False)
+        found.append(ratio_estimate(cheap, noisy[chosen], chosen)[0])
+    assert np.mean(found) == pytest.approx(noisy.sum(), rel=0.01)
+    plain = [noisy[rng.choice(200, 40, replace=False)].sum() * 5 for _ in range(2000)]
+    assert np.std(found) < 0.2 * np.std(plain)
+
+
+def test_errors_of_ratios_are_true():
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(3000):
+        cheap = rng.exponential(size=80)
+        exact = cheap * rng.uniform(0.3, 0.9, 80)
+        chosen = rng.choice(80, 20, replace=False)
+        found.append(ratio_estimate(cheap, exact[chosen], chosen))
+    totals, errors = np.array(found).T
+    assert totals.std() == pytest.approx(np.sqrt(np.square(errors).mean()), rel=0.1)
+
+
+def test_ratios_of_all_units_and_of_nothing():
+    exact = np.array([1.0, 2.0, 4.0])
+    everything = np.arange(3)
+    assert ratio_estimate(np.array([2.0, 1.0, 1.0]), exact, everything) == pytest.approx(sum_with_error(exact))
+    value, _ = ratio_estimate(np.zeros(6), exact, everything)
+    assert value == 14.0

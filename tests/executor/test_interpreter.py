@@ -75,6 +75,26 @@ def test_any_tensor_can_be_asked_for_and_given():
     assert executor.run({"a": a}, ["a"])["a"] is a
 
 
+def test_what_is_unchanged_is_enough_to_compute_what_changes():
+    """A branch beside the changed tensor is given, the tensors in front of it aren't needed."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Relu", ["h"], ["a"]),
+        node("Tanh", ["x"], ["side"]),
+        node("Mul", ["a", "side"], ["m"]),
+        node("Shape", ["x"], ["size"]),
+        node("Reshape", ["m", "size"], ["y"]),
+    ]
+    executor = Executor(model(nodes, {"x": (FLOAT, ["n", 3])}, {"y": FLOAT, "h": FLOAT}, {"w": f(3, 3)}))
+    assert executor.entries("w") == ("h",)
+    assert set(executor.unchanged(["a"], ["y", "h"])) == {"side", "size", "h"}
+    assert set(executor.unchanged(["w"], ["y"])) == {"x", "side", "size"}
+    x = torch.randn(4, 3)
+    found = executor.run({"x": x}, ["side", "size", "h", "a"])
+    given = {name: found[name] for name in ("side", "size")} | {"a": found["a"] + 1}
+    torch.testing.assert_close(executor.run(given, ["y"])["y"], (found["a"] + 1) * x.tanh())
+
+
 def test_shared_weights_get_the_sum_of_their_gradients():
     nodes = [node("MatMul", ["x", "w"], ["h"]), node("MatMul", ["h", "w"], ["y"])]
     executor = Executor(model(nodes, {"x": (FLOAT, [2, 3])}, {"y": FLOAT}, {"w": f(3, 3)}))
