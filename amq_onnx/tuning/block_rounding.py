@@ -37,12 +37,14 @@ class BlockData:
     """What a block is trained on: chunks of a few samples, every list as long as there are chunks.
 
     input: name of the tensor that comes from the blocks before, None for the first block. feeds: the graph's inputs.
+    learned: initializers of the quantized graph that blocks before have learned and this one reads too.
     quantized, floating: that tensor as the quantized and as the float blocks before make it; empty for the first block.
     outputs: names of the block's outputs. loss: their loss against the float block's.
     """
 
     input: str | None
     feeds: Sequence[Mapping[str, Tensor]]
+    learned: Mapping[str, Tensor]
     quantized: Sequence[Tensor]
     floating: Sequence[Tensor]
     outputs: tuple[str, ...]
@@ -50,7 +52,7 @@ class BlockData:
 
     def values(self, chunk: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """What the graph is given; with a `generator`, inputs mixed from both networks."""
-        given = dict(self.feeds[chunk])
+        given = {**self.feeds[chunk], **self.learned}
         if self.input is not None:
             value = self.quantized[chunk]
             if generator is not None:

@@ -20,13 +20,14 @@ class Block:
 
     input: the one tensor that it takes from the blocks before, None for the first. outputs: the one tensor that it
     hands on; of the last block, the tensors that the network is judged by. Besides, a block may read inputs of the
-    graph, and what is computed from them without weights. weights: weights that it reads and no block before. tensors:
-    the computed tensors that its nodes read, `input` among them.
+    graph, and what is computed from them without weights. weights: weights that it reads and no block before; shared:
+    those that a block before reads too. tensors: the computed tensors that its nodes read, `input` among them.
     """
 
     input: str | None
     outputs: tuple[str, ...]
     weights: tuple[str, ...]
+    shared: tuple[str, ...]
     tensors: frozenset[str]
 
 
@@ -100,8 +101,10 @@ class _Graph:
         """The part between two cuts; its weights are those that `known` lacks."""
         tensors = self._needed(end, stop=start)
         read = {name for tensor in tensors if tensor != start for name in self.reads.get(tensor, ())}
-        weights = tuple(name for name in self.weights if name in read and name not in known)
-        return Block(start, end, weights, frozenset(read - self.constants))
+        weights = [name for name in self.weights if name in read]
+        own = tuple(name for name in weights if name not in known)
+        shared = tuple(name for name in weights if name in known)
+        return Block(start, end, own, shared, frozenset(read - self.constants))
 
     def _needed(self, outputs: Iterable[str], stop: str | None) -> set[str]:
         """`outputs` and every tensor that they are computed from, back to `stop`."""

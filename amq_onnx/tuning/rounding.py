@@ -111,6 +111,7 @@ def learn_rounding(
         training = BlockData(
             block.input,
             chunks,
+            network.learned_before(block, values),
             quantized_in,
             floating_in,
             block.outputs,
@@ -119,7 +120,7 @@ def learn_rounding(
         step = f"rounding-{number:04d}"
         held = checkpoint.load(step)
         if held is None:
-            held = network.round(number, block, training)
+            held = network.round(number, block, training, values)
             checkpoint.save(step, held)
         report = np.asarray(held.pop("report"), np.float64)
         values |= held
@@ -152,7 +153,6 @@ class _Network:
         self.blocks = find_blocks(model, list(self.weights), [head.tensor for head in heads])
         self.samples = 0
         self._counts: list[int] = []
-        self._trained: set[str] = set()
 
     def chunks(self, data: Dataset) -> list[dict[str, Tensor]]:
         """The graph's inputs, a few samples at a time, and mixes of them."""
@@ -228,13 +228,20 @@ class _Network:
         heads = None if block is not self.blocks[-1] else list(zip(self.heads, self.losses, strict=True))
         return _BlockLoss(targets, self._counts, None if heads else importance[block.outputs[0]], heads)
 
-    def round(self, number: int, block: Block, training: BlockData) -> dict[str, NDArray[np.float32]]:
-        """Train one block: initializers of the quantized graph by name, and `report`."""
+    def learned_before(self, block: Block, values: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
+        """Of `values`, what the block reads."""
+        names = [*block.shared, *(site.scale for name, site in self.activations.items() if name in block.tensors)]
+        return {name: torch.from_numpy(values[name]).to(self.quantized.device) for name in names if name in values}
+
+    def round(
+        self, number: int, block: Block, training: BlockData, values: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Train one block, after others that have learned `values`: initializers of the quantized graph by name, and
+        `report`."""
         weights = [self.weights[name] for name in block.weights]
         activations = [
-            site for name, site in self.activations.items() if name in block.tensors and name not in self._trained
+            site for name, site in self.activations.items() if name in block.tensors and site.scale not in values
         ]
-        self._trained.update(site.tensor for site in activations)
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
         found = round_block(self.quantized, weights, activations, training, self.options.steps, generator)
         learned = self._initializers(found, weights, activations)

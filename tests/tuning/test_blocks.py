@@ -52,6 +52,7 @@ def test_a_weight_read_twice_belongs_to_the_block_that_reads_it_first():
     found = blocks_of(proto, ["h8"])
     assert "w0" in found[0].weights
     assert sum("w0" in block.weights for block in found) == 1
+    assert [block.shared for block in found] == [(), ("w0",), ()]
 
 
 def test_parts_without_weights_join_a_neighbour():

@@ -1,9 +1,10 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small_graphs import initializers, outputs
+from small_graphs import initializers, model, node, outputs
 
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
@@ -91,6 +92,19 @@ def test_the_same_numbers_from_a_run_that_was_interrupted(tmp_path):
     assert resumed.blocks == whole.blocks and resumed.values.keys() == whole.values.keys()
     for name, value in whole.values.items():
         np.testing.assert_array_equal(resumed.values[name], value)
+
+
+def test_a_block_that_shares_a_weight_is_trained_with_what_was_learned_of_it():
+    draw = np.random.default_rng(1).standard_normal
+    nodes, constants = [], {f"w{index}": 0.3 * draw((12, 12)).astype(np.float32) for index in range(4)}
+    for index, weight in enumerate(("w0", "w1", "w2", "w0", "w3")):
+        nodes += [node("MatMul", f"h{index} {weight}", f"p{index}"), node("Tanh", f"p{index}", f"h{index + 1}")]
+    case = quantize(model(nodes, {"h0": ["n", 12]}, {"h5": ["n", 12]}, constants), "h5", 2)
+    found = learned(case, replace(OPTIONS, mixes=0, steps=200))
+    assert [block.weights for block in found.blocks] == [("w0", "w1", "w2"), ("w3",)]
+    assert found.blocks[0].changed > 0
+    # The last block's loss is that of the whole network, as it will be written.
+    assert 2 * found.blocks[-1].learned == pytest.approx(error(case, found.values), rel=1e-4)
 
 
 def test_another_run_is_not_resumed(tmp_path):
