@@ -124,7 +124,10 @@ def quantize(
     if sensitivity is None:
         if calibration is None:
             raise UsageError("sensitivity needs calibration data: give --data (or --random)")
-        options = replace(options or SensitivityOptions(), channels=granularity == "channel")
+        channels = granularity == "channel"
+        if options is None:
+            options = SensitivityOptions(method="gauss-newton") if channels else SensitivityOptions()
+        options = replace(options, channels=channels)
         sensitivity = measure_sensitivity(prepared, calibration, bits, activation_bits, options, progress)
     compiler = Compiler(
         prepared,

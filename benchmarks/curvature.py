@@ -112,7 +112,7 @@ class Network:
     def whole_sensitivity(self) -> Row:
         """All that `amq sensitivity` measures: traces of all weights and activations, ranges, scales."""
         start = time.perf_counter()
-        options = SensitivityOptions(samples=len(self.images), relative_error=ERROR)
+        options = SensitivityOptions(method="gauss-newton", samples=len(self.images), relative_error=ERROR)
         table = measure_sensitivity(self.prepared, self.data, range(2, 9), [8], options)
         seconds = time.perf_counter() - start
         traces = {name: table.weights[name].trace for name in self.axes}

@@ -129,8 +129,7 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sensitivity",
         choices=list(METHODS),
-        default=default.method,
-        help="how sensitivity is measured (default: %(default)s)",
+        help=f"how sensitivity is measured (default: {default.method}; gauss-newton with --granularity channel)",
     )
     parser.add_argument(
         "--loss",
@@ -164,7 +163,7 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.samples,
         metavar="N",
-        help="samples that sensitivity is measured on (default: %(default)s); ranges see all",
+        help="samples that sensitivity is measured on at most (default: %(default)s); ranges see all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--device", default="cpu", help="torch device of the measurement: cpu, cuda, cuda:1")
@@ -248,8 +247,9 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         raise UsageError("--curvature-samples must be 1 or more")
     if arguments.seed < 0:
         raise UsageError("--seed must be 0 or more")
+    channels = arguments.granularity == "channel"
     return SensitivityOptions(
-        method=arguments.sensitivity,
+        method=arguments.sensitivity or ("gauss-newton" if channels else SensitivityOptions.method),
         loss=arguments.loss,
         ranges=arguments.ranges,
         relative_error=arguments.relative_error,
@@ -258,7 +258,7 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         seed=arguments.seed,
         device=require_device(arguments.device),
         correct_biases=not arguments.no_bias_correction,
-        channels=arguments.granularity == "channel",
+        channels=channels,
     )
 
 
