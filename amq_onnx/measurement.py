@@ -34,6 +34,10 @@ Method = Literal["hybrid", "quadratic", "measured", "gauss-newton", "hessian"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 Ranges = dict[str, dict[int, tuple[float, float]]]
+# Losses are known well enough from this many samples that tell much; more only where so many sites and widths share a
+# pass that measuring each of them would take longer.
+_FEWEST_SAMPLES = 64
+_SAMPLES_PER_ENTRY = 2
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
 
@@ -42,12 +46,12 @@ _RANGE_SAMPLES = 128
 class SensitivityOptions:
     """How sensitivity is measured.
 
-    method: one of METHODS; only `hessian` needs labels. relative_error, max_probes: of traces. samples: how many of the
-    calibration samples the losses or the curvature are measured on; ranges always see all. correct_biases: measure what
-    biases need to make up for the mean error of rounded weights.
+    method: one of METHODS; only `hessian` needs labels. relative_error, max_probes: of traces. samples: on how many at
+    most of the calibration samples losses or curvature are measured; ranges always see all. correct_biases: measure
+    what biases need to make up for the mean error of rounded weights.
     """
 
-    method: Method = "gauss-newton"
+    method: Method = "hybrid"
     loss: str = "auto"
     ranges: RangeMethod = "curvature"
     relative_error: float = 0.05
@@ -276,7 +280,10 @@ class _Measurement:
         options, seen = self.options, self.seen
         if self.data.fixed_batch() is None:
             generator = torch.Generator().manual_seed(options.seed)
-            chosen, weights = choose_samples(seen.importance, options.samples, generator)
+            entries = sum(len(by_bits.encodings) for by_bits in self.encodings.values())
+            entries += sum(map(len, encodings.values()))
+            wanted = min(options.samples, max(_FEWEST_SAMPLES, _SAMPLES_PER_ENTRY * entries))
+            chosen, weights = choose_samples(seen.importance, wanted, generator)
             data = self.data.chosen(chosen.tolist())
         else:
             data = self.data.first(options.samples)
@@ -308,8 +315,13 @@ class _Measurement:
             name: ActivationRow(self.seen.elements[name], None, None, ranges[name], {}, found.losses[name])
             for name in encodings
         }
-        reached = any(name not in found.unreached for name in weights)
-        unreached = found.unreached if reached else frozenset()
+        # What rounding changes without any loss is out of reach; where that is so of all, the losses are at fault.
+        silent = {
+            name
+            for name, row in weights.items()
+            if any(row.squared_error.values()) and not any(value for value, _ in row.loss.values())
+        }
+        unreached = frozenset(silent) if len(silent) < len(weights) else frozenset()
         return _Found(weights, activations, unreached, found.samples, 1, True)
 
     def _squared_errors(self, name: str) -> dict[int, float]:

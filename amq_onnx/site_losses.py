@@ -37,12 +37,11 @@ _MEASURED_SAMPLES = 64
 class SiteLosses:
     """Expected rise of the loss by site and bits, with its standard error over samples and probes.
 
-    unreached: sites that no output depends on, on these data. samples: how many were looked at. measured: how many
+    It is zero where no output depends on a site, on these data. samples: how many were looked at. measured: how many
     entries were measured.
     """
 
     losses: dict[str, dict[int, tuple[float, float]]]
-    unreached: frozenset[str]
     samples: int
     measured: int
 
@@ -74,9 +73,8 @@ def measure_losses(
     if method == "measured":
         exact, samples = work.divergences(every, 1)
         found = {entry: sum_with_error(np.concatenate(exact[entry])) for entry in every}
-        still = {name for name in sites if all(not value for (site, _), (value, _) in found.items() if site == name)}
-        return SiteLosses(_by_site(found), frozenset(still), samples, len(every))
-    cheap, reached, samples = work.draws(every)
+        return SiteLosses(_by_site(found), samples, len(every))
+    cheap, samples = work.draws(every)
     found = {entry: sum_with_error(np.concatenate(cheap[entry])) for entry in every}
     large = [entry for entry in every if found[entry][0] > _LARGE] if method == "hybrid" else []
     if large:
@@ -84,7 +82,7 @@ def measure_losses(
         exact, _ = work.divergences(large, stride, [cheap[entry] for entry in large])
         for entry in large:
             found[entry] = _corrected(cheap[entry], exact[entry], stride)
-    return SiteLosses(_by_site(found), frozenset(sites) - reached, samples, len(large))
+    return SiteLosses(_by_site(found), samples, len(large))
 
 
 def _corrected(
@@ -129,14 +127,13 @@ class _Work:
         self.seed = seed
         self.progress = progress
 
-    def draws(self, entries: Sequence[Entry]) -> tuple[dict[Entry, list[NDArray[np.float64]]], set[str], int]:
-        """Weighted draws of the quadratic form by entry and batch, the sites that outputs depend on, and samples."""
+    def draws(self, entries: Sequence[Entry]) -> tuple[dict[Entry, list[NDArray[np.float64]]], int]:
+        """Weighted draws of the quadratic form by entry and batch, and how many samples these have."""
         names = list(dict.fromkeys(entry for site in self.sites.values() for entry in site.entries))
         reads = list(dict.fromkeys(name for site in self.sites.values() for name in site.reads))
         forward = DifferentiableForward(self.executor, self.heads, names, reads)
         axes: dict[str, SampleAxis | None] | None = None
         drawn: dict[Entry, list[NDArray[np.float64]]] = {entry: [] for entry in entries}
-        reached: set[str] = set()
         samples = 0
         for unit, batch in enumerate(self.data.batches(self.batch_size)):
             found = forward(tensors(batch, self.executor), {})
@@ -149,7 +146,6 @@ class _Work:
             gradients = dict(zip(names, probe_gradients(scores, self.losses, points, generator, weights), strict=True))
             held = {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
             with torch.inference_mode():
-                reached |= {name for name, site in self.sites.items() if any(gradients[e].any() for e in site.entries)}
                 for name, bits in entries:
                     site = self.sites[name]
                     changed = site.quantized(bits, held, apart=True)
@@ -159,7 +155,7 @@ class _Work:
                     drawn[name, bits].append(parts.cpu().numpy())
             samples += count
             self._tell("loss to second order", samples)
-        return drawn, reached, samples
+        return drawn, samples
 
     def divergences(
         self, entries: Sequence[Entry], stride: int, like: Sequence[Sequence[NDArray[np.float64]]] = ()

@@ -140,7 +140,8 @@ def linear(outputs=5):
 
 
 def measured(model, data, loss="squared", bits=(2, 4, 8), activation_bits=(4, 8), **options):
-    asked = SensitivityOptions(loss=loss, ranges="minmax", relative_error=1e-9, max_probes=64, **options)
+    chosen = {"method": "gauss-newton", "ranges": "minmax", "relative_error": 1e-9, "max_probes": 64} | options
+    asked = SensitivityOptions(loss=loss, **chosen)
     return measure_sensitivity(prepare(model), data, bits, activation_bits, asked)
 
 

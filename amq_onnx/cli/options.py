@@ -153,7 +153,7 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.samples,
         metavar="N",
-        help="samples that sensitivity is measured on (default: %(default)s); ranges see all",
+        help="samples that sensitivity is measured on at most (default: %(default)s); ranges see all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--device", default="cpu", help="torch device of the measurement: cpu, cuda, cuda:1")

@@ -689,7 +689,7 @@ def test_table_with_impossible_entries(refused, case, tmp_path, out, read_json, 
 def test_table_without_the_width(amq, refused, case, tmp_path, out, read_json):
     body = read_json(case.table)
     for row in body["weights"].values():
-        del row["squared_error"]["5"]
+        del row["squared_error"]["5"], row["loss"]["5"]
     path = tmp_path / "s.json"
     path.write_text(json.dumps(body))
     asked = ["--size", "0.5", "--from-sensitivity", path]

@@ -48,11 +48,8 @@ def test_writes_the_file_within_the_budget_and_everything_that_was_asked_for(amq
     assert sum(found["weight_widths"].values()) == 3
     assert sum(found["shares"].values()) == pytest.approx(1)
     table = read_json(table)
-    omega = sum(
-        abs(table["weights"][name]["trace"]) / elements[name] * table["weights"][name]["squared_error"][str(bits)]
-        for name, bits in chosen["weights"].items()
-    )
-    omega += sum(row["perturbation"]["8"] for row in table["activations"].values())
+    omega = sum(table["weights"][name]["loss"][str(bits)][0] for name, bits in chosen["weights"].items())
+    omega += sum(row["loss"]["8"][0] for row in table["activations"].values())
     assert found["perturbation"] == pytest.approx(omega)
     verification = found["verification"]
     assert (verification["metric"], verification["samples"], verification["float_score"]) == ("top1", 32, 1.0)
@@ -120,13 +117,13 @@ def test_the_same_command_gives_the_same_bytes(amq, case, tmp_path):
     assert listings[0] == listings[1]
 
 
-def test_the_seed_changes_the_traces(amq, case, tmp_path, read_json):
-    traces = []
+def test_the_seed_changes_the_losses(amq, case, tmp_path, read_json):
+    losses = []
     for seed in ("0", "1"):
         table = tmp_path / f"{seed}.json"
         assert amq("sensitivity", case.model, "-o", table, "--data", case.data, "--seed", seed, *FAST).code == 0
-        traces.append(read_json(table)["weights"]["w1"]["trace"])
-    assert traces[0] != traces[1]
+        losses.append(read_json(table)["weights"]["w1"]["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_a_saved_table_gives_the_file_of_the_direct_way_and_needs_no_data(amq, case, tmp_path):
@@ -213,7 +210,8 @@ def test_mixed_activations_keep_their_mean_width(amq, case, tmp_path, read_json)
         assert mean <= average
         chosen[average] = set(bits.values())
     assert chosen[4] == {4}
-    assert chosen[8] == {8}
+    assert max(chosen[8]) == 8
+    assert min(chosen[8]) > 4  # a narrower width may come out better by chance, where both lose next to nothing
     assert len(chosen[6.5]) > 1
 
 
