@@ -83,8 +83,10 @@ class StreamingHistogram:
 
     def _indices(self, flat: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.intp], slice]]:
         """Bins of `flat`, chunk by chunk: a chunk and its indices stay in a core's cache, which is eight times as
-        fast as one pass over all. The width is a power of two, so the product is exact."""
-        inverse = np.float32(2.0 ** -(self._exponent or 0))
+        fast as one pass over all. The width is a power of two, so the product is exact: in float32 unless it may be
+        smaller than the least float32, which only a width above 1 makes it."""
+        exponent = self._exponent or 0
+        inverse = (np.float64 if exponent > 0 else np.float32)(2.0**-exponent)
         index = np.empty(_CHUNK, np.intp)
         for start in range(0, flat.size, _CHUNK):
             chunk = slice(start, min(start + _CHUNK, flat.size))

@@ -28,6 +28,11 @@ def test_any_cut_of_the_stream_gives_the_same_bins(values, data):
     assert_same(filled(values), filled(values, cuts))
 
 
+def test_the_least_float_keeps_its_sign_beside_large_values():
+    values = [0.0, -1.401298464324817e-45, 64.0]
+    assert_same(filled(values), filled(values, [2]))
+
+
 def test_order_of_the_stream_does_not_matter():
     values = np.random.default_rng(0).standard_cauchy(5000)
     assert_same(filled(values, [10, 20, 4000]), filled(values[::-1], [3]))
