@@ -1,6 +1,6 @@
 """Accuracy at given sizes on real models, each by one `amq quantize` command; uniform widths beside it.
 
-    AMQ_DATA=... python benchmarks/figures.py [resnet20|mobilenetv2|resnet20-full ...]
+    AMQ_DATA=... python benchmarks/figures.py [resnet20 mobilenetv2 magika resnet20-full]
 
 For every size, with learned rounding and rounded to nearest: bytes, accuracy and agreement in onnxruntime, seconds and
 peak memory of the command, verification on the test images included; then the widest uniform width whose file fits the
@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import file_types
 from command import amq
 from real_data import data_folder
 
@@ -29,13 +31,21 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its sizes (with more options), and which of its data it is quantized with and scored on."""
+    """A model, its sizes (with more options), and the scripts whose data it is quantized with and scored on."""
 
     name: str
-    file: str
+    model: Callable[[], Path]
     sizes: tuple[tuple[str, tuple[str, ...]], ...]
-    data: str = ""
-    calibration: str = "calibration"
+    calibration: str
+    test: str
+
+
+def _script(name: str) -> str:
+    return str(_HERE / name)
+
+
+def _resnet20() -> Path:
+    return data_folder() / "resnet20_cifar10_op20.onnx"
 
 
 _MIXED_ACTIVATIONS = ("--activation-bits", "3-8", "--activation-average", "5")
@@ -44,33 +54,47 @@ _FULL = ("--tune", "full", "--tune-epochs", "14", "--augment", f"{_HERE / 'real_
 CASES = (
     Case(
         "resnet20",
-        "resnet20_cifar10_op20.onnx",
+        _resnet20,
         (
             *((size, ()) for size in (".145", ".115", ".10", ".085")),
             (".145", _FOUR_BITS),
             (".145", _MIXED_ACTIVATIONS),
         ),
+        _script("real_data.py:resnet20_calibration"),
+        _script("real_data.py:resnet20_test"),
     ),
-    Case("mobilenetv2", "mobilenetv2_imagenet_op20.onnx", ((".16", ()), (".14", ()), (".115", ()))),
+    Case(
+        "mobilenetv2",
+        lambda: data_folder() / "mobilenetv2_imagenet_op20.onnx",
+        ((".16", ()), (".14", ()), (".115", ())),
+        _script("real_data.py:mobilenetv2_calibration"),
+        _script("real_data.py:mobilenetv2_test"),
+    ),
+    Case(
+        "magika",
+        lambda: Path(file_types.model()),
+        ((".10", ()),),
+        _script("file_types.py:calibration"),
+        _script("file_types.py:test"),
+    ),
     Case(
         "resnet20-full",
-        "resnet20_cifar10_op20.onnx",
+        _resnet20,
         ((".145", (*_FOUR_BITS, *_FULL)), (".085", _FULL), (".07", ("--bits", "1-8", *_FULL))),
-        data="resnet20",
-        calibration="training",
+        _script("real_data.py:resnet20_training"),
+        _script("real_data.py:resnet20_test"),
     ),
 )
-CASES_BY_DEFAULT = ("resnet20", "mobilenetv2")
+CASES_BY_DEFAULT = ("resnet20", "mobilenetv2", "magika")
 
 
 class Runner:
     """Runs the commands of one case in a folder."""
 
     def __init__(self, case: Case, folder: Path) -> None:
-        self.model = data_folder() / case.file
-        data = case.data or case.name
-        self.calibration = f"{_HERE / 'real_data.py'}:{data}_{case.calibration}"
-        self.test = f"{_HERE / 'real_data.py'}:{data}_test"
+        self.model = case.model()
+        self.calibration = case.calibration
+        self.test = case.test
         self.folder = folder
 
     def quantize(self, *options: str) -> tuple[dict[str, Any], float, float]:

@@ -8,13 +8,14 @@ float one. No labels are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.tuning.block_data import BlockData
 from amq_onnx.tuning.quantizers import Quantizer, along, shifted_scale
 from amq_onnx.tuning.soft_rounding import SoftCodes, annealed_beta
 
@@ -25,41 +26,6 @@ _SCALES_RATE = 0.003
 # error of rounding to nearest.
 _WARM_UP = 0.2
 _SETTLING = 300.0
-# Share of the block's input elements that are taken from the float network.
-_FLOAT_SHARE = 0.5
-
-Evaluation = Callable[[int, Mapping[str, Tensor]], Tensor]
-"""The loss of a block's outputs, by name, on the chunk of samples of that number."""
-
-
-@dataclass(frozen=True)
-class BlockData:
-    """What a block is trained on: chunks of a few samples, every list as long as there are chunks.
-
-    input: name of the tensor that comes from the blocks before, None for the first block. feeds: the graph's inputs.
-    learned: initializers of the quantized graph that blocks before have learned and this one reads too.
-    quantized, floating: that tensor as the quantized and as the float blocks before make it; empty for the first block.
-    outputs: names of the block's outputs. loss: their loss against the float block's.
-    """
-
-    input: str | None
-    feeds: Sequence[Mapping[str, Tensor]]
-    learned: Mapping[str, Tensor]
-    quantized: Sequence[Tensor]
-    floating: Sequence[Tensor]
-    outputs: tuple[str, ...]
-    loss: Evaluation
-
-    def values(self, chunk: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What the graph is given; with a `generator`, inputs mixed from both networks."""
-        given = {**self.feeds[chunk], **self.learned}
-        if self.input is not None:
-            value = self.quantized[chunk]
-            if generator is not None:
-                drawn = torch.rand(value.shape, generator=generator) < _FLOAT_SHARE
-                value = torch.where(drawn.to(value.device), self.floating[chunk], value)
-            given[self.input] = value
-        return given
 
 
 @dataclass(frozen=True)
@@ -112,7 +78,7 @@ def round_block(
         groups.append({"params": list(shifts.values()), "lr": _SCALES_RATE})
     optimizer = torch.optim.Adam(groups)
     for step in range(steps):
-        chunk = int(torch.randint(len(data.feeds), (), generator=generator))
+        chunk = data.chunks[int(torch.randint(len(data.chunks), (), generator=generator))]
         codes = {weight.codes: learned.soft() for weight, learned in soft.items()}
         found = executor.run({**data.values(chunk, generator), **codes, **scales()}, data.outputs)
         loss = data.loss(chunk, found) / max(before, 1e-30)
@@ -145,7 +111,7 @@ def round_block(
 def _mean_loss(executor: Executor, data: BlockData, values: Mapping[str, Tensor]) -> float:
     with torch.no_grad():
         losses = [
-            float(data.loss(chunk, executor.run({**data.values(chunk), **values}, data.outputs)))
-            for chunk in range(len(data.feeds))
+            float(data.loss(chunk, executor.run({**data.values(chunk), **values}, data.outputs))) * chunk.samples
+            for chunk in data.chunks
         ]
-    return sum(losses) / len(losses)
+    return sum(losses) / sum(chunk.samples for chunk in data.chunks)

@@ -20,13 +20,18 @@ from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head
 from amq_onnx.traces import DifferentiableForward, per_sample
-from amq_onnx.tuning.block_rounding import BlockData, RoundedBlock, round_block
+from amq_onnx.tuning.block_data import BlockData, Chunk
+from amq_onnx.tuning.block_rounding import RoundedBlock, round_block
 from amq_onnx.tuning.blocks import Block, find_blocks
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import EpochReport
 from amq_onnx.tuning.mixing import mixed_samples
 from amq_onnx.tuning.quantizers import Quantizer, along, find_quantizers
 
+# Elements of a block's input or output in one step, where more than a few samples are needed for as many: layers of
+# large images see thousands of positions in each sample.
+_STEP_ELEMENTS = 1 << 20
+_FEWEST_SAMPLES = 4
 # Elements that all samples' values of one tensor between blocks may have: 256 million floats are 1 GB.
 _BOUNDARY_ELEMENTS = 256_000_000
 _PROBES = 2
@@ -39,7 +44,7 @@ class RoundingOptions:
     """How rounding is learned.
 
     steps: for each block. samples: of the calibration data, at most. mixes: how many mixes of two samples are learned
-    from besides, for each sample. chunk: samples a step.
+    from besides, for each sample. chunk: samples a step; fewer for blocks whose tensors are large.
     """
 
     steps: int = 600
@@ -108,15 +113,7 @@ def learn_rounding(
     floating_in: list[Tensor] = []
     for number, block in enumerate(network.blocks):
         targets = network.run_float(block, chunks, floating_in)
-        training = BlockData(
-            block.input,
-            chunks,
-            network.learned_before(block, values),
-            quantized_in,
-            floating_in,
-            block.outputs,
-            network.loss(block, targets, importance),
-        )
+        training = network.training(block, chunks, quantized_in, floating_in, targets, importance, values)
         step = f"rounding-{number:04d}"
         held = checkpoint.load(step)
         if held is None:
@@ -217,21 +214,40 @@ class _Network:
         (name,) = training.outputs
         with torch.no_grad():
             return [
-                self.quantized.run({**training.values(chunk), **learned}, [name])[name]
-                for chunk in range(len(training.feeds))
+                self.quantized.run({**training.values(chunk), **learned}, [name])[name] for chunk in training.chunks
             ]
 
-    def loss(
-        self, block: Block, targets: Sequence[Mapping[str, Tensor]], importance: Mapping[str, Sequence[Tensor]]
-    ) -> _BlockLoss:
-        """The loss of a block's outputs."""
-        heads = None if block is not self.blocks[-1] else list(zip(self.heads, self.losses, strict=True))
-        return _BlockLoss(targets, self._counts, None if heads else importance[block.outputs[0]], heads)
-
-    def learned_before(self, block: Block, values: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
-        """Of `values`, what the block reads."""
+    def training(
+        self,
+        block: Block,
+        feeds: Sequence[Mapping[str, Tensor]],
+        quantized: Sequence[Tensor],
+        floating: Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+        importance: Mapping[str, Sequence[Tensor]],
+        values: Mapping[str, NDArray[np.float32]],
+    ) -> BlockData:
+        """What a block is trained on, after others that have learned `values`."""
         names = [*block.shared, *(site.scale for name, site in self.activations.items() if name in block.tensors)]
-        return {name: torch.from_numpy(values[name]).to(self.quantized.device) for name in names if name in values}
+        last = block is self.blocks[-1]
+        chunks = [
+            Chunk(
+                given,
+                self._counts[number],
+                quantized[number] if block.input is not None else None,
+                floating[number] if block.input is not None else None,
+                targets[number],
+                None if last else importance[block.outputs[0]][number],
+            )
+            for number, given in enumerate(feeds)
+        ]
+        return BlockData(
+            block.input,
+            block.outputs,
+            {name: torch.from_numpy(values[name]).to(self.quantized.device) for name in names if name in values},
+            chunks,
+            list(zip(self.heads, self.losses, strict=True)) if last else None,
+        )
 
     def round(
         self, number: int, block: Block, training: BlockData, values: Mapping[str, NDArray[np.float32]]
@@ -243,7 +259,8 @@ class _Network:
             site for name, site in self.activations.items() if name in block.tensors and site.scale not in values
         ]
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
-        found = round_block(self.quantized, weights, activations, training, self.options.steps, generator)
+        data = training.parts(_samples_a_step(training.chunks[0]))
+        found = round_block(self.quantized, weights, activations, data, self.options.steps, generator)
         learned = self._initializers(found, weights, activations)
         shares = [found.settled / max(1, found.elements), found.changed / max(1, found.elements)]
         learned["report"] = np.array([found.nearest, found.learned, *shares])
@@ -263,30 +280,10 @@ class _Network:
         return values
 
 
-class _BlockLoss:
-    """Squared error of a block's output, weighted by sample; of the last block, the loss of the network's outputs."""
-
-    def __init__(
-        self,
-        targets: Sequence[Mapping[str, Tensor]],
-        counts: Sequence[int],
-        importance: Sequence[Tensor] | None,
-        heads: Sequence[tuple[Head, Loss]] | None,
-    ) -> None:
-        self.targets = targets
-        self.counts = counts
-        self.importance = importance
-        self.heads = heads
-
-    def __call__(self, chunk: int, found: Mapping[str, Tensor]) -> Tensor:
-        target = self.targets[chunk]
-        if self.heads is not None:
-            each = [loss.divergence(target[head.tensor], found[head.tensor]).mean() for head, loss in self.heads]
-            return torch.stack(each).sum()
-        assert self.importance is not None
-        ((name, value),) = found.items()
-        error = per_sample((value - target[name]).square(), self.counts[chunk])
-        return (error * self.importance[chunk].to(error.device)).mean().float()
+def _samples_a_step(chunk: Chunk) -> int:
+    tensors = [*chunk.targets.values(), *([] if chunk.quantized is None else [chunk.quantized])]
+    largest = max(tensor.numel() for tensor in tensors) // chunk.samples
+    return max(_FEWEST_SAMPLES, _STEP_ELEMENTS // max(1, largest))
 
 
 def _relative(each: Sequence[Tensor]) -> list[Tensor]:
