@@ -21,7 +21,7 @@ from amq_onnx.tuning.soft_rounding import SoftCodes, annealed_beta
 
 # Adam's rate for the variables of the codes, which travel some 3 units, and for the logarithms of activation scales.
 _CODES_RATE = 0.05
-_SCALES_RATE = 0.003
+_SCALES_RATE = 0.001
 # Share of the steps before codes are drawn to whole numbers, and how strongly they are at the end, in units of the
 # error of rounding to nearest.
 _WARM_UP = 0.2

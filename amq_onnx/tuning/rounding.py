@@ -47,7 +47,7 @@ class RoundingOptions:
     from besides, for each sample. chunk: samples a step; fewer for blocks whose tensors are large.
     """
 
-    steps: int = 600
+    steps: int = 1000
     samples: int = 512
     mixes: int = 3
     chunk: int = 32
