@@ -9,6 +9,8 @@ less the zero point outside, as in LSQ (Esser et al., 2020, arXiv 1902.08153).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -35,24 +37,60 @@ def _spread(node: NodeContext, parameter: Tensor, x: Tensor) -> Tensor:
     return parameter
 
 
+class _Codes(torch.autograd.Function):
+    """clamp(rint(x / scale) + zero_point, low, high) with one scale, in one buffer, and its derivatives in few passes:
+    activations are most of what a simulated graph computes besides its layers."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, zero_point: int, low: int, high: int) -> Tensor:
+        return (x / scale).round_().add_(zero_point).clamp_(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, scale, zero_point, low, high = inputs
+        ctx.save_for_backward(x, scale)
+        ctx.save_for_forward(x, scale)
+        # rint stays in the range up to half a code beyond it.
+        ctx.bounds = (low - zero_point - 0.5, high - zero_point + 0.5)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, scale = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradients[0], x / scale, *ctx.bounds) / scale
+        of_scale = None
+        if ctx.needs_input_grad[1]:
+            of_scale = -torch.dot(inside.reshape(-1), x.reshape(-1)) / scale
+        return inside, of_scale, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        x, scale = ctx.saved_tensors
+        change = torch.zeros_like(x) if tangents[0] is None else tangents[0]
+        if tangents[1] is not None:
+            change = change - x / scale * tangents[1]
+        return torch.ops.aten.hardtanh_backward(change / scale, x / scale, *ctx.bounds)
+
+
 @operator("QuantizeLinear", domains=("", "com.microsoft"), literal=(2,), reads_codes=True)
 def quantize_linear(node: NodeContext, x: Tensor, scale: Tensor, zero_point: Tensor | int | None = None) -> Tensor:
     """The codes of x as a float tensor of x's shape, in the range of the output's element type.
 
     8- and 4-bit float types have no zero point: their codes are x / scale, rounded to their values.
     """
-    kind = node.output_types[0]
-    ratio = x.to(node.dtype) / _spread(node, scale, x)
+    x, kind, step = x.to(node.dtype), node.output_types[0], _spread(node, scale, x)
     if kind in NARROW:
-        return narrowed(ratio, kind, saturate=bool(node.integer("saturate", 1)))
+        return narrowed(x / step, kind, saturate=bool(node.integer("saturate", 1)))
     if kind not in RANGES:
         raise node.unsupported(f"element type {TensorProto.DataType.Name(kind)}")
-    codes = straight_through(ratio, torch.round)
-    if isinstance(zero_point, Tensor):
-        codes = codes + _spread(node, zero_point, x).to(node.dtype)
-    elif zero_point:
-        codes = codes + zero_point
-    return torch.clamp(codes, *RANGES[kind])
+    if step.dim() or isinstance(zero_point, Tensor):
+        codes = straight_through(x / step, torch.round)
+        if zero_point is not None:
+            codes = codes + (_spread(node, zero_point, x) if isinstance(zero_point, Tensor) else zero_point)
+        return torch.clamp(codes, *RANGES[kind])
+    result: Tensor = _Codes.apply(x, step, zero_point or 0, *RANGES[kind])  # type: ignore[no-untyped-call]
+    return result
 
 
 @operator("DequantizeLinear", domains=("", "com.microsoft"), literal=(2,), reads_codes=True)
