@@ -19,9 +19,11 @@ from amq_onnx.tuning.block_data import BlockData
 from amq_onnx.tuning.quantizers import Quantizer, along, shifted_scale
 from amq_onnx.tuning.soft_rounding import SoftCodes, annealed_beta
 
-# Adam's rate for the variables of the codes, which travel some 3 units, and for the logarithms of activation scales.
+# Adam's rate for the variables of the codes, which travel some 3 units, for the logarithms of activation scales, and
+# for biases, relative to their root mean square.
 _CODES_RATE = 0.05
 _SCALES_RATE = 0.001
+_BIASES_RATE = 0.002
 # Share of the steps before codes are drawn to whole numbers, and how strongly they are at the end, in units of the
 # error of rounding to nearest.
 _WARM_UP = 0.2
@@ -32,13 +34,14 @@ _SETTLING = 300.0
 class RoundedBlock:
     """What became of a block.
 
-    codes: by weight. scales: by activation. nearest, learned: mean loss of its outputs with codes rounded to nearest
-    and with learned ones. elements: how many codes it has; settled: how many were within 2 % of a whole number before
-    they were made whole; changed: how many differ from the nearest.
+    codes: by weight. scales: by activation. biases: by name. nearest, learned: mean loss of its outputs with codes
+    rounded to nearest and with learned ones. elements: how many codes it has; settled: how many were within 2 % of a
+    whole number before they were made whole; changed: how many differ from the nearest.
     """
 
     codes: dict[str, Tensor] = field(repr=False)
     scales: dict[str, Tensor] = field(repr=False)
+    biases: dict[str, Tensor] = field(repr=False)
     nearest: float
     learned: float
     elements: int
@@ -50,11 +53,12 @@ def round_block(
     executor: Executor,
     weights: Sequence[Quantizer],
     activations: Sequence[Quantizer],
+    biases: Sequence[str],
     data: BlockData,
     steps: int,
     generator: torch.Generator,
 ) -> RoundedBlock:
-    """Learn the codes of `weights` and the scales of `activations` in `steps` steps of a chunk each.
+    """Learn the codes of `weights`, the scales of `activations` and `biases` in `steps` steps of a chunk each.
 
     executor: of the quantized graph. What is learned is kept only if the block's outputs come closer to the float
     block's, over all chunks, than with rounding to nearest.
@@ -67,6 +71,8 @@ def round_block(
         soft[weight] = SoftCodes(values, along(weight.axis, constants[weight.scale], values), *bounds)
     shifts = {site: torch.zeros((), device=executor.device, requires_grad=True) for site in activations}
 
+    added = {name: constants[name].detach().clone().requires_grad_() for name in biases}
+
     def scales() -> dict[str, Tensor]:
         return {site.scale: shifted_scale(site, constants[site.scale], shift) for site, shift in shifts.items()}
 
@@ -76,11 +82,13 @@ def round_block(
     groups = [{"params": [codes.variable for codes in soft.values()], "lr": _CODES_RATE}]
     if shifts:
         groups.append({"params": list(shifts.values()), "lr": _SCALES_RATE})
+    for value in added.values():
+        groups.append({"params": [value], "lr": _BIASES_RATE * float(value.detach().square().mean().sqrt())})
     optimizer = torch.optim.Adam(groups)
     for step in range(steps):
         chunk = data.chunks[int(torch.randint(len(data.chunks), (), generator=generator))]
         codes = {weight.codes: learned.soft() for weight, learned in soft.items()}
-        found = executor.run({**data.values(chunk, generator), **codes, **scales()}, data.outputs)
+        found = executor.run({**data.values(chunk, generator), **codes, **scales(), **added}, data.outputs)
         loss = data.loss(chunk, found) / max(before, 1e-30)
         annealed = (step / steps - _WARM_UP) / (1 - _WARM_UP)
         if annealed > 0:
@@ -93,13 +101,14 @@ def round_block(
     settled = sum(learned.settled() for learned in soft.values())
     hard = {weight.codes: learned.hard() for weight, learned in soft.items()}
     with torch.no_grad():
-        fitted = scales()
+        fitted = {**scales(), **{name: value.detach() for name, value in added.items()}}
     after = _mean_loss(executor, data, {**hard, **fitted})
     better = after < before
     kept = hard if better else nearest
     return RoundedBlock(
         codes={weight.tensor: kept[weight.codes] for weight in weights},
         scales={site.tensor: (fitted if better else constants)[site.scale].detach() for site in activations},
+        biases={name: (fitted if better else constants)[name] for name in added},
         nearest=before,
         learned=after if better else before,
         elements=count,

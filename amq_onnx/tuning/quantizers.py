@@ -93,21 +93,26 @@ def _bound(codes: str, readers: Mapping[str, list[onnx.NodeProto]]) -> onnx.Node
     return found[0] if len(found) == 1 and found[0].op_type in _BOUNDS and found[0].input[0] == codes else None
 
 
-def find_biases(model: onnx.ModelProto) -> list[str]:
-    """Float constants that layers add to their outputs, a number a channel: biases, and what is added to a MatMul's."""
+def find_biases(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Float constants that layers add to their outputs, a number a channel: biases, and what is added to a MatMul's;
+    for each, the tensors that are made with it."""
     constants = {
         tensor.name
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims)
     }
     products = {node.output[0] for node in model.graph.node if node.op_type == "MatMul"}
-    found: dict[str, None] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for node in model.graph.node:
+        names: list[str] = []
         if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
-            found.update(dict.fromkeys(name for name in node.input[2:3] if name in constants))
+            names = list(node.input[2:3])
         elif node.op_type == "Add" and not products.isdisjoint(node.input):
-            found.update(dict.fromkeys(name for name in node.input if name in constants))
-    return list(found)
+            names = list(node.input)
+        for name in names:
+            if name in constants:
+                found[name] = (*found.get(name, ()), node.output[0])
+    return found
 
 
 def along(axis: int | None, scale: Tensor, values: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from amq_onnx.tuning.blocks import Block, find_blocks
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import EpochReport
 from amq_onnx.tuning.mixing import mixed_samples
-from amq_onnx.tuning.quantizers import Quantizer, along, find_quantizers
+from amq_onnx.tuning.quantizers import Quantizer, along, find_biases, find_quantizers
 
 # Elements of a block's input or output in one step, where more than a few samples are needed for as many: layers of
 # large images see thousands of positions in each sample.
@@ -90,7 +90,7 @@ def learn_rounding(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """Learn the codes of all weights and the scales of all activations of the `quantized` form of `model`.
+    """Learn the codes of all weights, the scales of all activations and biases of the `quantized` form of `model`.
 
     Blocks are trained in the graph's order, each on what the quantized blocks before it make of the calibration inputs.
     Memory is that of the tensors before and behind one block, for all samples (fewer are used where these are large).
@@ -147,6 +147,7 @@ class _Network:
         self.float = Executor(model, device=options.device)
         self.quantized = Executor(quantized, device=options.device)
         self.weights, self.activations = find_quantizers(quantized)
+        self.biases = find_biases(quantized)
         self.blocks = find_blocks(model, list(self.weights), [head.tensor for head in heads])
         self.samples = 0
         self._counts: list[int] = []
@@ -260,7 +261,9 @@ class _Network:
         ]
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
         data = training.parts(_samples_a_step(training.chunks[0]))
-        found = round_block(self.quantized, weights, activations, data, self.options.steps, generator)
+        made = {*block.tensors, *block.outputs} - {block.input}
+        biases = [name for name, tensors in self.biases.items() if made.issuperset(tensors)]
+        found = round_block(self.quantized, weights, activations, biases, data, self.options.steps, generator)
         learned = self._initializers(found, weights, activations)
         shares = [found.settled / max(1, found.elements), found.changed / max(1, found.elements)]
         learned["report"] = np.array([found.nearest, found.learned, *shares])
@@ -277,7 +280,7 @@ class _Network:
             values[weight.tensor] = (codes * scale).cpu().numpy()
         for site in activations:
             values[site.scale] = found.scales[site.tensor].cpu().numpy()
-        return values
+        return values | {name: value.cpu().numpy() for name, value in found.biases.items()}
 
 
 def _samples_a_step(chunk: Chunk) -> int:

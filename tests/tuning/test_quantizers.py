@@ -48,4 +48,5 @@ def test_biases_of_layers_and_what_is_added_to_products():
     constants = {"w": f(4, 4), "b": f(4), "k": f(4), "v": f(3, 4), "c": f(3)}
     nodes = [node("MatMul", "x w", "p"), node("Add", "p b", "h"), node("Add", "h k", "s")]
     nodes += [node("Gemm", "s v c", "y", transB=1)]
-    assert find_biases(model(nodes, {"x": ["n", 4]}, {"y": ["n", 3]}, constants)) == ["b", "c"]
+    found = find_biases(model(nodes, {"x": ["n", 4]}, {"y": ["n", 3]}, constants))
+    assert found == {"b": ("h",), "c": ("y",)}
