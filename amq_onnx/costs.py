@@ -142,6 +142,7 @@ class SearchSpace:
             },
             self.sensitivity.left_float,
             self.sensitivity.expected_inputs,
+            self.sensitivity.scales,
         )
 
     def second_budget(self, average: float | None) -> int | None:

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.functions import inlined
-from amq_onnx.model.layers import Layer, biased_layers
+from amq_onnx.model.layers import Layer, linear_layers
 from amq_onnx.model.sites import Sites, WeightSite, find_sites
 from amq_onnx.passes.base import Pass, run
 from amq_onnx.passes.correct_biases import CorrectBiases
@@ -108,7 +108,12 @@ class Prepared:
     @cached_property
     def layers(self) -> list[Layer]:
         """Layers whose weight is a site and whose output can be shifted."""
-        return biased_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
+        return [layer for layer in self.linear_layers if layer.shiftable]
+
+    @cached_property
+    def linear_layers(self) -> list[Layer]:
+        """Layers that multiply with a site."""
+        return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
 
     def biases(self) -> dict[str, tuple[str, np.ndarray]]:
         """By weight: the tensor that its node reads as data, and the node's constant bias."""

@@ -149,6 +149,11 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         help="leave biases as they are instead of taking off the mean error of rounded weights",
     )
     parser.add_argument(
+        "--no-input-weighting",
+        action="store_true",
+        help="scales of weights of the least error of the weights themselves, not of their layers' outputs",
+    )
+    parser.add_argument(
         "--relative-error",
         type=float,
         default=default.relative_error,
@@ -258,6 +263,7 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         seed=arguments.seed,
         device=require_device(arguments.device),
         correct_biases=not arguments.no_bias_correction,
+        weigh_inputs=not arguments.no_input_weighting,
         channels=channels,
     )
 
