@@ -116,6 +116,7 @@ def measure_sensitivity(
         left_float=sites.left_float,
         expected_inputs=seen.expected_inputs,
         scales=work.scales,
+        equalized=prepared.equalized,
     )
 
 

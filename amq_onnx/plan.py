@@ -44,7 +44,8 @@ class Plan:
     model: fingerprint of the float model. ranges: how scales of weights are found. A weight's scales follow from the
     weight, its width and `ranges`, so that a width can be edited; `scales` holds those, of all widths measured, that
     follow from data. Corrections of biases follow from `expected_inputs`: by layer, what its weights are multiplied
-    with on average (see ExpectedInputs).
+    with on average (see ExpectedInputs). equalized: whether the model's channels were evened out first
+    (EqualizeChannels).
     """
 
     model: str
@@ -54,6 +55,7 @@ class Plan:
     left_float: dict[str, str] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     scales: Scales = field(default_factory=dict, compare=False)
+    equalized: bool = False
 
     def to_json(self) -> str:
         """The text of plan.json: a line a site."""
@@ -62,6 +64,7 @@ class Plan:
             "version": VERSION,
             "model": self.model,
             "ranges": self.ranges,
+            "equalized": self.equalized,
             "weights": self.weights,
             "activations": {
                 name: {"bits": site.bits, "range": list(site.range)} for name, site in self.activations.items()
@@ -89,7 +92,11 @@ class Plan:
             expected = arrays_by_name(body.get("expected_inputs", {}))
             left_float = dict(body.get("left_float", {}))
             scales = read_scales(body.get("scales", {}))
-            return cls(str(body["model"]), body["ranges"], weights, activations, left_float, expected, scales)
+            equalized = body.get("equalized", False)
+            if not isinstance(equalized, bool):
+                raise UsageError(f"'{origin}' has 'equalized' neither true nor false")
+            ranges = body["ranges"]
+            return cls(str(body["model"]), ranges, weights, activations, left_float, expected, scales, equalized)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"'{origin}' is not a complete plan: {error}") from error
 

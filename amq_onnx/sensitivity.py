@@ -114,7 +114,8 @@ class Sensitivity:
     why it was chosen. samples, probes: on how many samples, with how many probes each. converged: whether every
     standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
     its weights are multiplied with on average (see ExpectedInputs). scales: by weight and bits, those of its channels
-    that were chosen by the error of the layer's outputs; others follow from the weight and `ranges`.
+    that were chosen by the error of the layer's outputs; others follow from the weight and `ranges`. equalized: whether
+    the model's channels were evened out before (EqualizeChannels).
     """
 
     model: str
@@ -130,6 +131,7 @@ class Sensitivity:
     left_float: dict[str, str] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     scales: Scales = field(default_factory=dict, compare=False)
+    equalized: bool = False
 
     def negative_traces(self) -> list[str]:
         """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
@@ -190,6 +192,8 @@ class Sensitivity:
         """Raise ValueError for entries that can't be searched."""
         if self.ranges not in get_args(RangeMethod):
             raise ValueError(f"unknown ranges '{self.ranges}'")
+        if not isinstance(self.equalized, bool):
+            raise ValueError("'equalized' is not true or false")
         if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):
             raise ValueError("'loss' and 'left_float' are not objects")
         for name, row in self.weights.items():

@@ -156,7 +156,7 @@ def test_a_plan_of_part_of_the_sites(amq, case, tmp_path, read_json):
     assert {"w1", "w3"}.isdisjoint(floats)
 
 
-OF_THE_PLAN = (["--exclude", "w2"], ["--no-input-weighting"], ["--granularity", "channel"])
+OF_THE_PLAN = (["--exclude", "w2"], ["--no-input-weighting"], ["--granularity", "channel"], ["--equalize"])
 
 
 @pytest.mark.parametrize("asked", [[], ["--opset", "21"], ["--keep-metadata"], *OF_THE_PLAN], ids=str)
@@ -169,6 +169,7 @@ def test_a_saved_plan_gives_the_file_it_came_from(amq, case, tmp_path, asked):
     ran = amq("apply", case.model, plan, "-o", second, *again)
     assert ran.code == 0, ran.err
     assert first.read_bytes() == second.read_bytes()
+    assert ("--equalize" in asked) == json.loads(plan.read_text())["equalized"]
 
 
 # verify
