@@ -21,7 +21,7 @@ _LARGEST_FACTOR = 1.25
 _EXACT_ELEMENTS = 64
 _EXACT_STEPS = 1 << 18
 _REFINEMENTS = 4
-# Above these bits the outputs are as good with the scale of least squared error, and no scale is searched for them.
+# Above these bits rounding errors are small whatever the scale, and the search for outputs isn't worth its time.
 MOST_BITS_FOR_OUTPUTS = 6
 _OUTPUT_CANDIDATES = 80
 _PERCENTILE = 99.99
