@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench
 
 .PHONY: demo test lint operators bench-executor bench-allocation bench-figures bench-resnet50 bench-models \
-	bench-curvature bench-sensitivity bench-peers clean
+	bench-curvature bench-sensitivity bench-ranges bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/amq demo -o out/demo
@@ -44,6 +44,9 @@ bench-curvature: $(BENCH)
 
 bench-sensitivity: $(BENCH)
 	$(BIN)/python benchmarks/sensitivity.py
+
+bench-ranges: $(BENCH)
+	$(BIN)/python benchmarks/ranges.py
 
 bench-peers: $(BENCH)
 	$(BIN)/python benchmarks/peers.py

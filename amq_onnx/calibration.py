@@ -15,6 +15,8 @@ from amq_onnx.expected_inputs import ExpectedInputs
 from amq_onnx.model.data import Batch, Dataset
 from amq_onnx.model.layers import Layer
 from amq_onnx.quantizer.histogram import StreamingHistogram
+from amq_onnx.quantizer.output_error import OutputError
+from amq_onnx.sampled_inputs import SampledInputs
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how many steps are done, and how many there are (None if unknown)."""
@@ -35,14 +37,15 @@ class Calibration:
     """What a pass over the data saw.
 
     histograms: by activation site. elements: by tensor that was looked at, elements of one sample. mean_square: by
-    head tensor, E ||output||^2 of a sample. expected_inputs: by layer, see ExpectedInputs. samples: how many were seen.
-    importance: of each sample, where it was asked for, else 1.
+    head tensor, E ||output||^2 of a sample. expected_inputs: by layer, see ExpectedInputs. output_errors: by weight,
+    see SampledInputs. samples: how many were seen. importance: of each sample, where it was asked for, else 1.
     """
 
     histograms: dict[str, StreamingHistogram] = field(default_factory=dict)
     elements: dict[str, int] = field(default_factory=dict)
     mean_square: dict[str, float] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    output_errors: dict[str, OutputError] = field(default_factory=dict)
     samples: int = 0
     importance: torch.Tensor = field(default_factory=lambda: torch.ones(0))
 
@@ -79,18 +82,20 @@ def calibrate(
     layers: Sequence[Layer] = (),
     progress: Progress | None = None,
     importance: Callable[[Mapping[str, torch.Tensor], int], torch.Tensor] | None = None,
+    weighed: Sequence[Layer] = (),
 ) -> Calibration:
     """Run the float graph once over `data`: the histogram of each of `activations`, the expected inputs of `layers`.
 
-    importance: of each sample, [samples], from the heads' tensors and the number of samples. Memory is that of one
-    batch, whatever the size of the data. Raises DataError, naming the tensor, where an
-    activation is not finite.
+    importance: of each sample, [samples], from the heads' tensors and the number of samples. weighed: layers whose
+    output error is wanted, without the means of those in `layers`. Memory is that of one batch, whatever the size of
+    the data. Raises DataError, naming the tensor, where an activation is not finite.
     """
     seen = Calibration(histograms={name: StreamingHistogram() for name in activations})
     squares = dict.fromkeys(heads, 0.0)
-    weighed: list[torch.Tensor] = []
+    importances: list[torch.Tensor] = []
     expected = ExpectedInputs(executor, layers)
-    held = list(dict.fromkeys([*activations, *expected.names()]))
+    sampled = SampledInputs(executor, weighed, {layer.weight for layer in layers})
+    held = list(dict.fromkeys([*activations, *expected.names(), *sampled.names()]))
     wanted = list(dict.fromkeys([*held, *heads]))
     # The first sample tells how large the activations are, and so how many samples fit a batch.
     with torch.inference_mode():
@@ -108,15 +113,17 @@ def calibrate(
                         f"activation '{name}' is not finite on {data.origin} (sample {seen.samples} or later)"
                     ) from error
             expected.update(found, data.count(batch))
+            sampled.update(found, data.count(batch))
             for name in heads:
                 squares[name] += float(found[name].double().square().sum())
             if importance is not None:
-                weighed.append(importance(found, data.count(batch)))
+                importances.append(importance(found, data.count(batch)))
             seen.samples += data.count(batch)
             if progress is not None:
                 progress("ranges of activations", seen.samples, None)
-    seen.importance = torch.cat(weighed) if weighed else torch.ones(seen.samples)
+    seen.importance = torch.cat(importances) if importances else torch.ones(seen.samples)
     seen.expected_inputs = expected.result()
+    seen.output_errors = sampled.result()
     seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
     return seen
 

@@ -142,6 +142,8 @@ class SearchSpace:
             },
             self.sensitivity.left_float,
             self.sensitivity.expected_inputs,
+            self.sensitivity.scales,
+            self.sensitivity.equalized,
         )
 
     def second_budget(self, average: float | None) -> int | None:

@@ -24,7 +24,7 @@ from amq_onnx.plan import corrections
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod
-from amq_onnx.quantizer.weight_ranges import WeightEncodings, weight_encodings
+from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
 from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
@@ -50,8 +50,9 @@ class SensitivityOptions:
 
     method: one of METHODS; only `hessian` needs labels. relative_error, max_probes: of traces. samples: on how many of
     the calibration samples, at most, losses or curvature are measured; ranges always see all. correct_biases: measure
-    what biases need to make up for the mean error of rounded weights. channels: keep traces and errors of each output
-    channel, so that widths can be chosen for each.
+    what biases need to make up for the mean error of rounded weights. weigh_inputs: weights take the scales of the
+    least error of their layers' outputs, not their own. channels: keep traces and errors of each output channel, so
+    that widths can be chosen for each.
     """
 
     method: Method = "hybrid"
@@ -63,6 +64,7 @@ class SensitivityOptions:
     seed: int = 0
     device: str = "cpu"
     correct_biases: bool = True
+    weigh_inputs: bool = True
     channels: bool = False
 
 
@@ -88,7 +90,8 @@ def measure_sensitivity(
         return _importance([found[head.tensor] for head in heads], heads, samples)
 
     names = [head.tensor for head in heads]
-    seen = calibrate(executor, data, activations, names, layers, progress, importance)
+    weighed = prepared.linear_layers if options.weigh_inputs and options.ranges in ("curvature", "mse") else ()
+    seen = calibrate(executor, data, activations, names, layers, progress, importance, weighed)
     work = _Measurement(executor, data, prepared, seen, weight_bits, activation_bits or (), options, progress)
     found = work.measure(heads)
     if options.loss == "auto" and not found.any_loss:
@@ -112,7 +115,19 @@ def measure_sensitivity(
         activations=found.activations,
         left_float=sites.left_float,
         expected_inputs=seen.expected_inputs,
+        scales=work.scales,
+        equalized=prepared.equalized,
     )
+
+
+def _as_written(found: WeightEncodings) -> dict[int, NDArray[np.float32]]:
+    """Scales that data have chosen, by bits, as the table's file holds them; `found` takes them too."""
+    scales = {}
+    for bits, encoding in found.encodings.items():
+        if bits <= MOST_BITS_FOR_OUTPUTS:
+            scales[bits] = np.array(six_digits(encoding.scale), np.float32)
+            found.encodings[bits] = replace(encoding, scale=scales[bits])
+    return scales
 
 
 def _with_channels(row: WeightRow, trace: Trace, found: WeightEncodings) -> WeightRow:
@@ -203,9 +218,15 @@ class _Measurement:
         self.options = options
         self.progress = progress
         self.encodings: dict[str, WeightEncodings] = {}
+        self.scales: dict[str, dict[int, NDArray[np.float32]]] = {}
         for number, site in enumerate(prepared.sites.weights):
             values = prepared.weight(site.name)
-            self.encodings[site.name] = weight_encodings(values, site.axis, weight_bits, options.ranges)
+            # Popped, since moments of all layers take more memory than anything else here.
+            error = seen.output_errors.pop(site.name, None)
+            found = weight_encodings(values, site.axis, weight_bits, options.ranges, output_error=error)
+            self.encodings[site.name] = found
+            if error is not None:
+                self.scales[site.name] = _as_written(found)
             if progress is not None:
                 progress("scales of weights", number + 1, len(prepared.sites.weights))
 

@@ -71,6 +71,7 @@ def quantize(
     activation_average: float | None = None,
     granularity: Granularity = "layer",
     exclude: Sequence[str] = (),
+    equalize: bool = False,
     target: str = "onnxruntime",
     opset: int | None = None,
     keep_metadata: bool = False,
@@ -94,6 +95,7 @@ def quantize(
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
     granularity: "layer" for one width a weight, "channel" for one of each output channel where that pays.
+    equalize: even out channels between layers first; with `sensitivity`, as it was for that.
     target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.
@@ -118,7 +120,8 @@ def quantize(
     original = file_bytes(path)
     budget = None if size is None else parse_size(size).bytes(original)
     judged: dict[str, Any] = {"metric": metric, "provider": provider, "progress": progress}
-    prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
+    equalize = equalize if sensitivity is None else sensitivity.equalized
+    prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target, equalize=equalize)
     calibration = dataset(data, proto)
     tuner = _tuner(tune, calibration, Checkpoint(checkpoint, resume), progress)
     if sensitivity is None:

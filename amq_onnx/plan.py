@@ -15,10 +15,18 @@ from amq_onnx.quantizer.bias_shift import bias_shift
 from amq_onnx.quantizer.encoding import MAX_BITS, Encoding, RangeMethod, Widths, distinct
 from amq_onnx.quantizer.weight_ranges import bias_safe_scale, encoding_at
 from amq_onnx.rewriting import Prepared
-from amq_onnx.sensitivity import arrays_by_name, json_lines, numbers_by_name, parse_versioned
+from amq_onnx.sensitivity import (
+    Scales,
+    arrays_by_name,
+    json_lines,
+    numbers_by_name,
+    parse_versioned,
+    read_scales,
+    scale_numbers,
+)
 
 FORMAT = "amq-plan"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,11 @@ class ActivationPlan:
 class Plan:
     """Widths by site; of a weight, one for all channels or one for each.
 
-    model: fingerprint of the float model. ranges: how scales of weights are found. A weight's scales aren't
-    stored: they follow from the weight, its width and `ranges`, so that a width can be edited. So do the corrections of
-    biases, from `expected_inputs`: by layer, what its weights are multiplied with on average (see ExpectedInputs).
+    model: fingerprint of the float model. ranges: how scales of weights are found. A weight's scales follow from the
+    weight, its width and `ranges`, so that a width can be edited; `scales` holds those, of all widths measured, that
+    follow from data. Corrections of biases follow from `expected_inputs`: by layer, what its weights are multiplied
+    with on average (see ExpectedInputs). equalized: whether the model's channels were evened out first
+    (EqualizeChannels).
     """
 
     model: str
@@ -44,6 +54,8 @@ class Plan:
     activations: dict[str, ActivationPlan]
     left_float: dict[str, str] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
+    scales: Scales = field(default_factory=dict, compare=False)
+    equalized: bool = False
 
     def to_json(self) -> str:
         """The text of plan.json: a line a site."""
@@ -52,12 +64,14 @@ class Plan:
             "version": VERSION,
             "model": self.model,
             "ranges": self.ranges,
+            "equalized": self.equalized,
             "weights": self.weights,
             "activations": {
                 name: {"bits": site.bits, "range": list(site.range)} for name, site in self.activations.items()
             },
             "left_float": self.left_float,
             "expected_inputs": numbers_by_name(self.expected_inputs),
+            "scales": scale_numbers(self.scales),
         }
         return json_lines(body)
 
@@ -77,7 +91,12 @@ class Plan:
                 raise UsageError(f"'{origin}' asks for unknown ranges '{body['ranges']}'")
             expected = arrays_by_name(body.get("expected_inputs", {}))
             left_float = dict(body.get("left_float", {}))
-            return cls(str(body["model"]), body["ranges"], weights, activations, left_float, expected)
+            scales = read_scales(body.get("scales", {}))
+            equalized = body.get("equalized", False)
+            if not isinstance(equalized, bool):
+                raise UsageError(f"'{origin}' has 'equalized' neither true nor false")
+            ranges = body["ranges"]
+            return cls(str(body["model"]), ranges, weights, activations, left_float, expected, scales, equalized)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"'{origin}' is not a complete plan: {error}") from error
 
@@ -117,9 +136,12 @@ class Plan:
                 channels = "no channels" if site.axis is None else f"{site.channels} channels"
                 raise UsageError(f"the plan gives weight '{site.name}' {len(chosen)} widths, but it has {channels}")
             alike = distinct(chosen)
-            encoding = encoding_at(
-                prepared.weight(site.name), site.axis, chosen if len(alike) > 1 else alike[0], self.ranges
-            )
+            widths_of_site = chosen if len(alike) > 1 else alike[0]
+            scales = self.scales.get(site.name)
+            try:
+                encoding = encoding_at(prepared.weight(site.name), site.axis, widths_of_site, self.ranges, scales)
+            except ValueError as error:
+                raise UsageError(f"the plan's scales of weight '{site.name}' don't fit it: {error}") from error
             if site.name in biases and biases[site.name][0] in found:
                 encoding = _with_room_for(biases[site.name], encoding, found)
             found[site.name] = encoding

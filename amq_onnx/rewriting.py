@@ -13,12 +13,13 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.functions import inlined
-from amq_onnx.model.layers import Layer, biased_layers
+from amq_onnx.model.layers import Layer, linear_layers
 from amq_onnx.model.sites import Sites, WeightSite, find_sites
 from amq_onnx.passes.base import Pass, run
 from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
+from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
@@ -54,7 +55,7 @@ class Prepared:
 
     model: constants folded, BatchNormalization folded. sites: what can be quantized in it. stem: what every
     name made for it starts with. keys: by site, the part of those names that is the site's own. target_name: what the
-    file is for, one of TARGETS.
+    file is for, one of TARGETS. equalized: whether channels were evened out.
     """
 
     model: onnx.ModelProto
@@ -62,6 +63,7 @@ class Prepared:
     stem: str
     keys: Mapping[str, str]
     target_name: str = "onnxruntime"
+    equalized: bool = False
 
     def require_weights(self) -> None:
         """Raise UsageError if every weight was excluded."""
@@ -108,7 +110,12 @@ class Prepared:
     @cached_property
     def layers(self) -> list[Layer]:
         """Layers whose weight is a site and whose output can be shifted."""
-        return biased_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
+        return [layer for layer in self.linear_layers if layer.shiftable]
+
+    @cached_property
+    def linear_layers(self) -> list[Layer]:
+        """Layers that multiply with a site."""
+        return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
 
     def biases(self) -> dict[str, tuple[str, np.ndarray]]:
         """By weight: the tensor that its node reads as data, and the node's constant bias."""
@@ -126,12 +133,14 @@ def prepare(
     opset: int | None = None,
     exclude: tuple[str, ...] = (),
     target: str = "onnxruntime",
+    equalize: bool = False,
 ) -> Prepared:
     """Fold what can be folded and find the sites.
 
     opset: convert to this operator set first; without it, only one older than any target's least is converted.
-    exclude: regular expressions of sites to leave float. Raises ModelError for a model that is quantized already,
-    has nothing to quantize or can't be converted; UsageError for an expression that matches nothing.
+    exclude: regular expressions of sites to leave float. equalize: even out channels (EqualizeChannels). Raises
+    ModelError for a model that is quantized already, has nothing to quantize or can't be converted; UsageError for an
+    expression that matches nothing.
     """
     model = inlined(model)
     require_float(model)
@@ -141,12 +150,12 @@ def prepare(
         raise UsageError(f"--opset {wanted} is too old: quantized files need {Target.minimum_opset} or newer")
     if wanted != current:
         model = _convert(model, wanted)
-    model = run(_with_shapes(_folded(model)), _PREPARATION)
+    model = run(_with_shapes(_folded(model)), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
     model = _with_shapes(hoist_weights(model))
     sites = find_sites(model)
     keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
     keys |= {site.name: f"a{index}" for index, site in enumerate(sites.activations)}
-    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys, target)
+    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys, target, equalize)
 
 
 def trainable(

@@ -21,7 +21,10 @@ from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.quantizer.encoding import RangeMethod, Widths, distinct
 
 FORMAT = "amq-sensitivity"
-VERSION = 2
+VERSION = 3
+
+Scales = dict[str, dict[int, NDArray[np.float32]]]
+"""By weight and bits, the scales of its channels, float32 [channels]."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ class Sensitivity:
     model: fingerprint of the float model. method: how it was measured. loss: by head tensor, the loss and
     why it was chosen. samples, probes: on how many samples, with how many probes each. converged: whether every
     standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
-    its weights are multiplied with on average (see ExpectedInputs).
+    its weights are multiplied with on average (see ExpectedInputs). scales: by weight and bits, those of its channels
+    that were chosen by the error of the layer's outputs; others follow from the weight and `ranges`. equalized: whether
+    the model's channels were evened out before (EqualizeChannels).
     """
 
     model: str
@@ -125,6 +130,8 @@ class Sensitivity:
     activations: dict[str, ActivationRow]
     left_float: dict[str, str] = field(default_factory=dict)
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
+    scales: Scales = field(default_factory=dict, compare=False)
+    equalized: bool = False
 
     def negative_traces(self) -> list[str]:
         """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
@@ -137,12 +144,13 @@ class Sensitivity:
 
     def to_json(self) -> str:
         """The text of sensitivity.json."""
-        named = asdict(replace(self, expected_inputs={}))
+        named = asdict(replace(self, expected_inputs={}, scales={}))
         for row in named["weights"].values():
             if row["channel_trace"] is None:
                 del row["channel_trace"], row["channel_error"]
         body = {"format": FORMAT, "version": VERSION, **named}
         body["expected_inputs"] = numbers_by_name(self.expected_inputs)
+        body["scales"] = scale_numbers(self.scales)
         return json_lines(body)
 
     @classmethod
@@ -173,7 +181,8 @@ class Sensitivity:
                 for name, row in body.pop("activations").items()
             }
             expected = arrays_by_name(body.pop("expected_inputs", {}))
-            table = cls(weights=weights, activations=activations, expected_inputs=expected, **body)
+            scales = read_scales(body.pop("scales", {}))
+            table = cls(weights=weights, activations=activations, expected_inputs=expected, scales=scales, **body)
             table._check()
             return table
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -183,6 +192,8 @@ class Sensitivity:
         """Raise ValueError for entries that can't be searched."""
         if self.ranges not in get_args(RangeMethod):
             raise ValueError(f"unknown ranges '{self.ranges}'")
+        if not isinstance(self.equalized, bool):
+            raise ValueError("'equalized' is not true or false")
         if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):
             raise ValueError("'loss' and 'left_float' are not objects")
         for name, row in self.weights.items():
@@ -281,6 +292,25 @@ def arrays_by_name(numbers: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]
         if not np.isfinite(array).all():
             raise ValueError(f"'{name}' has an entry that is not a finite number")
     return arrays
+
+
+def scale_numbers(scales: Scales) -> dict[str, dict[int, list[float]]]:
+    """Scales as lists for JSON."""
+    return {
+        name: {bits: numbers_by_name({"": array})[""] for bits, array in by_bits.items()}
+        for name, by_bits in scales.items()
+    }
+
+
+def read_scales(numbers: Mapping[str, Any]) -> Scales:
+    """What `scale_numbers` wrote. Raises ValueError for scales that aren't positive and finite."""
+    scales: Scales = {}
+    for name, by_bits in numbers.items():
+        scales[name] = {int(bits): np.asarray(row, np.float32) for bits, row in by_bits.items()}
+        for row in scales[name].values():
+            if row.ndim != 1 or not (np.isfinite(row).all() and (row > 0).all()):
+                raise ValueError(f"'{name}' has scales that are not a list of positive numbers")
+    return scales
 
 
 def read_json_file(path: Path) -> str:

@@ -41,7 +41,7 @@ from amq_onnx.model.data import Dataset, open_data
 from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.model.heads import find_heads
 from amq_onnx.quantizer.activation_ranges import activation_encoding
-from amq_onnx.quantizer.weight_ranges import weight_encodings
+from amq_onnx.quantizer.weight_ranges import encoding_at
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.site_losses import measure_losses
@@ -173,7 +173,10 @@ class Bench:
     def losses(self, table: Sensitivity, data: Dataset) -> Sensitivity:
         """`table` with the losses measured on `data`, all samples alike."""
         weights = {
-            site.name: weight_encodings(self.prepared.weight(site.name), site.axis, WEIGHT_BITS).encodings
+            site.name: {
+                bits: encoding_at(self.prepared.weight(site.name), site.axis, bits, known=table.scales.get(site.name))
+                for bits in WEIGHT_BITS
+            }
             for site in self.prepared.sites.weights
         }
         activations = {

@@ -51,7 +51,7 @@ def test_json_is_a_line_a_site():
     assert '  "w2": 3' in lines
     assert '  "image": {"bits": 8, "range": [-1.5, 2.0]}' in lines
     body = json.loads(example().to_json())
-    assert (body["format"], body["version"]) == ("amq-plan", 1)
+    assert (body["format"], body["version"]) == ("amq-plan", 2)
 
 
 def test_a_list_of_equal_widths_is_one_width():
@@ -98,10 +98,10 @@ def test_a_plan_without_left_float_is_complete():
     assert Plan.from_json(json.dumps(body), "p").left_float == {}
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, None, "2"])
 def test_other_versions(version):
     body = json.loads(example().to_json()) | {"version": version}
-    with pytest.raises(UsageError, match=r"'p.json' has version .* reads version 1"):
+    with pytest.raises(UsageError, match=r"'p.json' has version .* reads version 2"):
         Plan.from_json(json.dumps(body), "p.json")
 
 

@@ -227,7 +227,7 @@ def test_measured_losses_are_those_of_simulated_graphs(correct_biases):
     reference = Executor(prepared.model).run({"x": torch.from_numpy(x)}, ["y"])["y"]
     for name in ("w1", "w2"):
         for bits in (2, 3):
-            plan = Plan(table.model, "mse", {name: bits}, {}, {}, table.expected_inputs)
+            plan = Plan(table.model, "mse", {name: bits}, {}, {}, table.expected_inputs, table.scales)
             encodings = plan.encodings(prepared)
             simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
             changed = Executor(simulated).run({"x": torch.from_numpy(x)}, ["y"])["y"]

@@ -144,9 +144,19 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         help="how ranges are found",
     )
     parser.add_argument(
+        "--equalize",
+        action="store_true",
+        help="even out the channels between layers first, by powers of two that leave the float model as it is",
+    )
+    parser.add_argument(
         "--no-bias-correction",
         action="store_true",
         help="leave biases as they are instead of taking off the mean error of rounded weights",
+    )
+    parser.add_argument(
+        "--no-input-weighting",
+        action="store_true",
+        help="scales of weights of the least error of the weights themselves, not of their layers' outputs",
     )
     parser.add_argument(
         "--relative-error",
@@ -258,6 +268,7 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         seed=arguments.seed,
         device=require_device(arguments.device),
         correct_biases=not arguments.no_bias_correction,
+        weigh_inputs=not arguments.no_input_weighting,
         channels=channels,
     )
 
@@ -291,11 +302,11 @@ def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: b
     return None
 
 
-def prepared(arguments: argparse.Namespace, model: onnx.ModelProto) -> Prepared:
+def prepared(arguments: argparse.Namespace, model: onnx.ModelProto, *, equalize: bool = False) -> Prepared:
     """`model` as `add_graph`, or `add_target` alone, says to prepare it; folding in onnxruntime logs nothing."""
     silence_runtime()
     exclude = tuple(getattr(arguments, "exclude", ()))
-    return prepare(model, opset=arguments.opset, exclude=exclude, target=arguments.target)
+    return prepare(model, opset=arguments.opset, exclude=exclude, target=arguments.target, equalize=equalize)
 
 
 def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequence[int] | None]:

@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             activation_average=arguments.activation_average,
             granularity=arguments.granularity,
             exclude=arguments.exclude,
+            equalize=arguments.equalize,
             target=arguments.target,
             opset=arguments.opset,
             keep_metadata=arguments.keep_metadata,

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)
-    prepared = options.prepared(arguments, model)
+    prepared = options.prepared(arguments, model, equalize=arguments.equalize)
     with console.progress() as progress:
         table = measure_sensitivity(prepared, data, arguments.bits, arguments.activation_bits, measurement, progress)
     if arguments.output is not None:

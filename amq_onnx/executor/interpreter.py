@@ -12,6 +12,7 @@ import torch
 
 from amq_onnx.errors import DataError
 from amq_onnx.executor import registry
+from amq_onnx.executor.node import NodeContext
 from amq_onnx.executor.program import Program, Settings, opset_of
 from amq_onnx.executor.types import FLOATS, element_types, held_dtype, output_dtype
 from amq_onnx.functions import inlined
@@ -101,6 +102,10 @@ class Executor:
         other constants alone, together with something that depends on the graph's inputs.
         """
         return self._program.entries(constant)
+
+    def node(self, output: str) -> NodeContext:
+        """The node that makes a tensor."""
+        return self._program.node(output)
 
     def unchanged(self, changed: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
         """What to give beside the tensors `changed`, so that `run` computes only what depends on these.

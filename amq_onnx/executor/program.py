@@ -90,6 +90,10 @@ class Program:
         self._folded: dict[str, _Folded] = {}
         self._plans: dict[tuple[tuple[str, ...], frozenset[str]], Plan] = {}
 
+    def node(self, output: str) -> NodeContext:
+        """The node that makes a tensor."""
+        return self._bound[self._producer[output]].node
+
     # -- construction
 
     def _add_constant(self, name: str, proto: onnx.TensorProto) -> None:

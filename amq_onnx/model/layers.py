@@ -9,6 +9,8 @@ from math import prod
 import onnx
 from onnx import helper
 
+from amq_onnx.passes.subgraphs import subgraphs
+
 # Operators with a weight as second input that are linear in it, and can have a bias as third input.
 _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -19,7 +21,8 @@ class Layer:
 
     output: the tensor that it makes, by which the layer is known. axis: the weight's output channels' dimension.
     groups: of a Conv or ConvTranspose, else 1. bias: the constant of one number a channel that is added to the output,
-    None where there is none or something else reads it or the weight too.
+    None where there is none or something else reads it or the weight too. shiftable: the output can be shifted for
+    free. alone: nothing else reads the weight.
     """
 
     output: str
@@ -29,6 +32,8 @@ class Layer:
     axis: int
     groups: int = 1
     bias: str | None = None
+    shiftable: bool = True
+    alone: bool = True
 
 
 def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
@@ -37,12 +42,18 @@ def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
     Conv, ConvTranspose and Gemm have a bias, or can be given one; a MatMul has one where a constant is added to its
     output and nothing else reads that. weights: names of those that are asked for.
     """
+    return [layer for layer in linear_layers(model, weights) if layer.shiftable]
+
+
+def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
+    """The layers of the main graph, Conv, ConvTranspose, Gemm and MatMul, that multiply what varies with `weights`."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in model.graph.output}
+    elsewhere = {name for inner in subgraphs(model.graph) for node in inner.node for name in node.input}
     found = []
     for node in model.graph.node:
         if len(node.input) < 2 or node.input[1] not in weights or node.input[0] in constants:
@@ -50,25 +61,39 @@ def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         output, rank = node.output[0], len(constants[node.input[1]].dims)
         bias = node.input[2] if len(node.input) > 2 else ""
+        shiftable = True
         if node.op_type in _WITH_BIAS:
-            if bias and bias not in constants:
-                continue
+            shiftable = not bias or bias in constants
             if node.op_type == "Gemm":
-                if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
-                    continue
+                shiftable &= attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0
                 axis = 0 if attributes.get("transB", 0) else 1
             else:
                 axis = 0 if node.op_type == "Conv" else 1
-        elif node.op_type == "MatMul" and rank == 2 and output not in outputs and _added(readers[output], constants):
+        elif node.op_type == "MatMul" and rank == 2:
             axis = 1
-            bias = next(name for name in readers[output][0].input if name in constants)
+            shiftable = output not in outputs and _added(readers.get(output, []), constants)
+            if shiftable:
+                bias = next(name for name in readers[output][0].input if name in constants)
         else:
             continue
         groups = int(attributes.get("group", 1))
         channels = constants[node.input[1]].dims[axis] * (groups if node.op_type == "ConvTranspose" else 1)
-        own = bias in constants and prod(constants[bias].dims) == channels
+        alone = len(readers[node.input[1]]) == 1 and node.input[1] not in elsewhere
+        own = shiftable and bias in constants and prod(constants[bias].dims) == channels
         own = own and len(readers[bias]) == len(readers[node.input[1]]) == 1
-        found.append(Layer(output, node.op_type, node.input[0], node.input[1], axis, groups, bias if own else None))
+        found.append(
+            Layer(
+                output,
+                node.op_type,
+                node.input[0],
+                node.input[1],
+                axis,
+                groups,
+                bias if own else None,
+                shiftable,
+                alone,
+            )
+        )
     return found
 
 

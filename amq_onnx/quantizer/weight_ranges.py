@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod, Widths, code_range, distinct
+from amq_onnx.quantizer.output_error import OutputError
 
 # Scales tried a channel by bits: at high widths the error has many local minima.
 _CANDIDATES = {1: 40, 2: 40, 3: 40, 4: 60, 5: 80, 6: 80, 7: 80, 8: 80}
@@ -19,9 +21,15 @@ _LARGEST_FACTOR = 1.25
 _EXACT_ELEMENTS = 64
 _EXACT_STEPS = 1 << 18
 _REFINEMENTS = 4
+# Above these bits rounding errors are small whatever the scale, and the search for outputs isn't worth its time.
+MOST_BITS_FOR_OUTPUTS = 6
+_OUTPUT_CANDIDATES = 80
 _PERCENTILE = 99.99
 # Elements that one thread works on at a time: a few temporaries of this size stay in a core's cache.
 _CHUNK = 1 << 16
+
+Inner = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]
+"""The inner product of each channel's rows, [channels], of two arrays [channels, elements]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,43 +53,68 @@ def weight_encodings(
     widths: Iterable[int],
     method: RangeMethod = "mse",
     threads: int = 2,
+    output_error: OutputError | None = None,
 ) -> WeightEncodings:
     """Symmetric signed encodings of `weight`, one scale per index of `axis` (one in all without), for each of `widths`.
 
     `mse` (and `curvature`, which differs for activations only) searches, per channel and width, the scale of least
     squared error: exactly in short channels, in long ones by a geometric grid around the min-max scale, then
-    alternating least squares (codes for the scale, the best scale for the codes).
+    alternating least squares (codes for the scale, the best scale for the codes). output_error: up to
+    MOST_BITS_FOR_OUTPUTS bits, `mse` and `curvature` search the scale of the least of these errors instead.
     """
     if axis is None:
         rows = weight.reshape(1, -1)
     else:
         rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
-    chunks = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
+    group = 1 if output_error is None or output_error.groups == 1 else rows.shape[0] // output_error.groups
+    step = -(-step // group) * group
+    chunks = [slice(start, start + step) for start in range(0, rows.shape[0], step)]
+
+    def scales(bits: int, chunk: slice) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        error = output_error
+        if error is not None and error.groups > 1:
+            error = error.of_groups(chunk.start // group, chunk.stop // group)
+        return _scales(rows[chunk], bits, method, error)
+
     encodings: dict[int, Encoding] = {}
     errors: dict[int, NDArray[np.float64]] = {}
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for bits in sorted(set(widths)):
-            found = list(pool.map(lambda chunk, bits=bits: _scales(chunk, bits, method), chunks))
+            found = list(pool.map(partial(scales, bits), chunks))
             scale = np.concatenate([scale for scale, _ in found])
             encodings[bits] = Encoding(bits, signed=True, scale=scale[0] if axis is None else scale, axis=axis)
             errors[bits] = np.concatenate([error for _, error in found])
     return WeightEncodings(encodings, errors)
 
 
-def encoding_at(weight: NDArray[np.float32], axis: int | None, widths: Widths, method: RangeMethod = "mse") -> Encoding:
+def encoding_at(
+    weight: NDArray[np.float32],
+    axis: int | None,
+    widths: Widths,
+    method: RangeMethod = "mse",
+    known: Mapping[int, NDArray[np.float32]] | None = None,
+) -> Encoding:
     """The encoding of `weight` at `widths`: each channel's scale is that of a weight of its width.
 
-    Raises ValueError for widths of channels where there is no axis or another number of channels.
+    known: scales [channels] by bits, that needn't be searched. Raises ValueError for widths of channels where there is
+    no axis or another number of channels, and for known scales of another number of channels.
     """
+    known = known or {}
+    for bits in distinct(widths):
+        if bits in known and (axis is None or known[bits].shape != (weight.shape[axis],)):
+            raise ValueError(f"{known[bits].size} scales for {1 if axis is None else weight.shape[axis]} channels")
     if isinstance(widths, int):
+        if widths in known:
+            return Encoding(widths, signed=True, scale=known[widths], axis=axis)
         return weight_encodings(weight, axis, [widths], method).encodings[widths]
     if axis is None or len(widths) != weight.shape[axis]:
         raise ValueError(f"{len(widths)} widths for {1 if axis is None else weight.shape[axis]} channels")
     scale = np.zeros(len(widths), np.float32)
     for bits in distinct(widths):
         channels = np.flatnonzero(np.array(widths) == bits)
-        scale[channels] = encoding_at(np.take(weight, channels, axis), axis, bits, method).scale
+        of_width = {bits: known[bits][channels]} if bits in known else {}
+        scale[channels] = encoding_at(np.take(weight, channels, axis), axis, bits, method, of_width).scale
     return Encoding(max(widths), signed=True, scale=scale, axis=axis, widths=widths)
 
 
@@ -96,7 +129,7 @@ def bias_safe_scale(encoding: Encoding, bias: NDArray[np.float32], input_scale: 
 
 
 def _scales(
-    rows: NDArray[np.float32], bits: int, method: RangeMethod
+    rows: NDArray[np.float32], bits: int, method: RangeMethod, output_error: OutputError | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Scales and squared errors of the channels in `rows`, [channels, elements]."""
     low, high = code_range(bits, signed=True)
@@ -106,32 +139,62 @@ def _scales(
         magnitude = np.percentile(np.abs(rows), _PERCENTILE, axis=1).astype(np.float32)
     # A channel of zeros (or of denormals, whose scale would be zero) takes a scale of 1: every code is 0.
     full = np.where(magnitude > 1e-30, magnitude / np.float32(widest), 1.0).astype(np.float32)
-    best, best_error = full, _squared_error(rows, full, low, high)
     if method not in ("mse", "curvature"):
-        return best, best_error
+        return full, _error(rows, full, bits, _inner)
     if rows.shape[1] <= _EXACT_ELEMENTS and bits <= 8:
-        candidate = np.where(magnitude > 1e-30, _best_scale(rows, low, high), full).astype(np.float32)
-        error = _squared_error(rows, candidate, low, high)
-        better = error < best_error
-        return np.where(better, candidate, best), np.where(better, error, best_error)
+        exact = np.where(magnitude > 1e-30, _best_scale(rows, low, high), full).astype(np.float32)
+        scale, error = _better(rows, full, _error(rows, full, bits, _inner), exact, bits, _inner)
+    else:
+        scale, error = _searched(rows, full, full, bits, _CANDIDATES.get(bits, 80), _inner)
+    if output_error is None or bits > MOST_BITS_FOR_OUTPUTS:
+        return scale, error
+    scale, _ = _searched(rows, scale, full, bits, _OUTPUT_CANDIDATES, output_error.product)
+    return scale, _error(rows, scale, bits, _inner)
+
+
+def _searched(
+    rows: NDArray[np.float32],
+    start: NDArray[np.float32],
+    full: NDArray[np.float32],
+    bits: int,
+    candidates: int,
+    inner: Inner,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Scales of the least error <d, d> that a grid around `full` and a descent from there find, and these errors.
+
+    Where none is better it is `start`.
+    """
+    low, high = code_range(bits, signed=True)
+    best, best_error = start, _error(rows, start, bits, inner)
     # The best clipping of bell-shaped weights leaves about 1.5 sigma at 1-2 bits and 4-5 sigma at 8 bits, so
     # low widths need a wide search and high widths only the neighbourhood of the full range.
     smallest = {1: 0.05, 2: 0.1, 3: 0.15, 4: 0.25, 5: 0.35}.get(bits, 0.5)
-    for factor in np.geomspace(_LARGEST_FACTOR, smallest, _CANDIDATES.get(bits, 80)):
-        candidate = full * np.float32(factor)
-        error = _squared_error(rows, candidate, low, high)
-        better = error < best_error
-        best = np.where(better, candidate, best)
-        best_error = np.where(better, error, best_error)
+    for factor in np.geomspace(_LARGEST_FACTOR, smallest, candidates):
+        best, best_error = _better(rows, best, best_error, full * np.float32(factor), bits, inner)
     for _ in range(_REFINEMENTS):
-        candidate = _least_squares_scale(rows, best, low, high)
-        error = _squared_error(rows, candidate, low, high)
-        better = error < best_error
-        if not better.any():
+        codes = _codes(rows, best, low, high)
+        power, dot = inner(codes, codes), inner(codes, rows)
+        usable = (power > 0) & (dot > 0)
+        scale = np.where(usable, dot / np.where(usable, power, 1), best).astype(np.float32)
+        before = best_error
+        best, best_error = _better(rows, best, best_error, scale, bits, inner)
+        if not (best_error < before).any():
             break
-        best = np.where(better, candidate, best)
-        best_error = np.where(better, error, best_error)
     return best.astype(np.float32), best_error
+
+
+def _better(
+    rows: NDArray[np.float32],
+    best: NDArray[np.float32],
+    best_error: NDArray[np.float64],
+    candidate: NDArray[np.float32],
+    bits: int,
+    inner: Inner,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Of each channel, the scale of less error, and that error."""
+    error = _error(rows, candidate, bits, inner)
+    better = error < best_error
+    return np.where(better, candidate, best), np.where(better, error, best_error)
 
 
 def _best_scale(rows: NDArray[np.float32], low: int, high: int) -> NDArray[np.float64]:
@@ -168,19 +231,13 @@ def _codes(rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high
     return codes
 
 
-def _squared_error(rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high: int) -> NDArray[np.float64]:
-    codes = _codes(rows, scale, low, high)
-    codes *= scale[:, None]
-    codes -= rows
-    return np.asarray(np.einsum("ij,ij->i", codes, codes), np.float64)
+def _error(rows: NDArray[np.float32], scale: NDArray[np.float32], bits: int, inner: Inner) -> NDArray[np.float64]:
+    """<d, d> of each channel, d what rounding with `scale` changes."""
+    difference = _codes(rows, scale, *code_range(bits, signed=True))
+    difference *= scale[:, None]
+    difference -= rows
+    return inner(difference, difference)
 
 
-def _least_squares_scale(
-    rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high: int
-) -> NDArray[np.float32]:
-    """argmin over s of ||s codes - rows||^2, with the codes that `scale` gives."""
-    codes = _codes(rows, scale, low, high)
-    power = np.einsum("ij,ij->i", codes, codes)
-    dot = np.einsum("ij,ij->i", codes, rows)
-    usable = (power > 0) & (dot > 0)
-    return np.where(usable, dot / np.where(usable, power, 1), scale).astype(np.float32)
+def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("ij,ij->i", left, right), np.float64)

@@ -585,7 +585,7 @@ def test_no_plan(refused, case, tmp_path, out):
     refused("apply", case.model, case.table, "-o", out, names=["amq-plan", case.table])
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_plan_of_another_version(refused, case, out, plan, version):
     path = plan(lambda body: body.update(version=version))
     refused("apply", case.model, path, "-o", out, names=[path, "version"])
@@ -612,6 +612,13 @@ def test_plan_with_expected_inputs_that_do_not_fit(refused, case, out, plan, rea
     assert layers
     path = plan(lambda body: body["expected_inputs"].update({next(iter(layers)): expected}))
     refused("apply", case.model, path, "-o", out, names="expected inputs" if is_array(expected) else [path])
+
+
+@pytest.mark.parametrize("scales", [[0.1], [], [-1.0], [float("nan")], 0.1, "x", [[0.1]]])
+def test_plan_with_scales_that_do_not_fit(refused, case, out, plan, read_json, scales):
+    bits = str(read_json(case.plan)["weights"]["w2"])
+    path = plan(lambda body: body["scales"]["w2"].update({bits: scales}))
+    refused("apply", case.model, path, "-o", out, names="'w2'" if scales in ([0.1], []) else [path])
 
 
 def is_array(values):
@@ -675,7 +682,7 @@ def test_broken_table(refused, case, tmp_path, out, text):
 
 
 IMPOSSIBLE = {
-    "version": lambda body: body.update(version=1),
+    "version": lambda body: body.update(version=2),
     "no weights": lambda body: body.pop("weights"),
     "empty row": lambda body: body["weights"].update(w2={}),
     "trace nan": lambda body: body["weights"]["w2"].update(trace=float("nan")),
@@ -690,6 +697,7 @@ IMPOSSIBLE = {
     "activation of nothing": lambda body: body["activations"]["r1"].update(elements=0),
     "ranges": lambda body: body.update(ranges="guess"),
     "loss": lambda body: body.update(loss="softmax"),
+    "scale of zero": lambda body: body["scales"]["w2"].update({"4": [0.0]}),
     "unknown field": lambda body: body.update(surprise=1),
 }
 

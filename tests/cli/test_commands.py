@@ -156,15 +156,20 @@ def test_a_plan_of_part_of_the_sites(amq, case, tmp_path, read_json):
     assert {"w1", "w3"}.isdisjoint(floats)
 
 
-@pytest.mark.parametrize("asked", [[], ["--opset", "21"], ["--keep-metadata"], ["--exclude", "w2"]], ids=str)
+OF_THE_PLAN = (["--exclude", "w2"], ["--no-input-weighting"], ["--granularity", "channel"], ["--equalize"])
+
+
+@pytest.mark.parametrize("asked", [[], ["--opset", "21"], ["--keep-metadata"], *OF_THE_PLAN], ids=str)
 def test_a_saved_plan_gives_the_file_it_came_from(amq, case, tmp_path, asked):
     first, plan, second = tmp_path / "1.onnx", tmp_path / "p.json", tmp_path / "2.onnx"
     options = ["--size", "0.95", "--bits", "2-7", "--data", case.data, "--save-plan", plan, *FAST]
     assert amq("quantize", case.model, "-o", first, *options, *asked).code == 0
-    again = [] if "--exclude" in asked else asked
+    again = [] if asked in OF_THE_PLAN else asked
+    assert ("--no-input-weighting" in asked) != bool(json.loads(plan.read_text())["scales"])
     ran = amq("apply", case.model, plan, "-o", second, *again)
     assert ran.code == 0, ran.err
     assert first.read_bytes() == second.read_bytes()
+    assert ("--equalize" in asked) == json.loads(plan.read_text())["equalized"]
 
 
 # verify

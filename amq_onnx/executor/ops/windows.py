@@ -1,8 +1,11 @@
-"""Padding of sliding windows, shared by convolutions and pooling; registers no operator."""
+"""Sliding windows and their padding, shared by convolutions and pooling; registers no operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from amq_onnx.executor.node import NodeContext
 
@@ -39,3 +42,14 @@ def resolved_pads(
     ]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return small + large if auto == "SAME_UPPER" else large + small
+
+
+def windows(node: NodeContext, x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """What a Conv multiplies its weights with: x [N, C, *spatial] -> [N, C, *places, *kernel], a view of x padded."""
+    strides = node.integers("strides") or [1] * len(kernel)
+    dilations = node.integers("dilations") or [1] * len(kernel)
+    pads = resolved_pads(node, x.shape[2:], kernel, strides, dilations)
+    x = F.pad(x, torch_pads(pads))
+    for axis, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        x = x.unfold(2 + axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    return x
