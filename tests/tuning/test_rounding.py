@@ -10,7 +10,7 @@ from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.rewriting import lower, with_initializers
 from amq_onnx.tuning.checkpoint import Checkpoint
-from amq_onnx.tuning.quantizers import find_quantizers
+from amq_onnx.tuning.quantizers import find_biases, find_quantizers
 from amq_onnx.tuning.rounding import RoundingOptions, learn_rounding
 from tuning.graphs import encodings_of, linear, quantize, residual
 
@@ -65,7 +65,8 @@ def test_settled_better_and_written_as_it_was_learned():
         assert block.learned < 0.8 * block.nearest and block.settled > 0.99 and block.changed > 0
     assert divergence(case, found.values) < 0.7 * divergence(case, {})
     weights, activations = find_quantizers(case.quantized)
-    assert set(found.values) == {*weights, *(site.scale for site in activations.values())}
+    scales = {site.scale for site in activations.values()}
+    assert set(found.values) == {*weights, *scales, *find_biases(case.quantized)}
     simulated = with_initializers(case.quantized, found.values)
     held = initializers(simulated)
     codes = Executor(simulated).run({}, [site.codes for site in weights.values()])
