@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 _BATCH = 16
+_STEPS = 1000
 
 
 def _batches(calibration: Path, name: str) -> Iterator[dict[str, NDArray[np.float32]]]:
@@ -48,15 +49,28 @@ def onnxruntime_static(setting: str, model: Path, calibration: Path, out: Path) 
 
 
 def aimet(setting: str, model: Path, calibration: Path, out: Path) -> None:
-    """QuantizationSimModel, its ranges from the calibration images, exported as QDQ with int32 biases."""
+    """QuantizationSimModel, its ranges from the calibration images, exported as QDQ with int32 biases.
+
+    Before that, where the setting says so, AdaRound with as many steps a layer as ours has a block, or weight ranges by
+    SeqMSE; each on all of the images, as their documentation has it.
+    """
+    import aimet_onnx
     from aimet_onnx import QuantizationSimModel
 
     proto = onnx.load(model)
-    widths = {"W8A8": "int8", "W4A8": "int4"}
+    name = proto.graph.input[0].name
+    widths, _, method = setting.partition("-")
     simulation = QuantizationSimModel(
-        proto, param_type=widths[setting], activation_type="int8", quant_scheme="tf_enhanced"
+        proto,
+        param_type={"W8A8": "int8", "W4A8": "int4"}[widths],
+        activation_type="int8",
+        quant_scheme="tf_enhanced",
     )
-    simulation.compute_encodings(_batches(calibration, proto.graph.input[0].name))
+    if method == "AdaRound":
+        aimet_onnx.apply_adaround(simulation, list(_batches(calibration, name)), num_iterations=_STEPS)
+    elif method == "SeqMSE":
+        aimet_onnx.apply_seq_mse(simulation, list(_batches(calibration, name)))
+    simulation.compute_encodings(_batches(calibration, name))
     onnx.save(simulation.to_onnx_qdq(export_int32_bias=True, prequantize_constants=True), out)
 
 

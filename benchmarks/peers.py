@@ -4,10 +4,10 @@
 
 Each tool quantizes with the same calibration images, in an environment of its own. Below it stand our files of at
 most its bytes, and of at most what it would take without the exporter's metadata, which some tools leave in
-(`stripped`). All are scored here, by one thread of the same onnxruntime, on the same test images, with exact 8-bit
-products where the CPU would saturate. Latency is relative to the float model, in turns, one image, with that option
-only where the file needs it. Seconds are those of the whole commands; ours are of `amq sensitivity`, which serves
-all sizes of a model, and of `amq quantize`.
+(`stripped`); rounded to nearest, and with learned rounding where the tool learns too. All are scored here, by one
+thread of the same onnxruntime, on the same test images, with exact 8-bit products where the CPU would saturate.
+Latency is relative to the float model, in turns, one image, with that option only where the file needs it. Seconds are
+those of the whole commands; ours are of `amq sensitivity`, which serves all sizes of a model, and of `amq quantize`.
 The tables are also written to out/peers_MODEL.json.
 """
 
@@ -41,6 +41,7 @@ from amq_onnx.runtime.session import adds_in_16_bits, exact_options, open_sessio
 
 _HERE = Path(__file__).resolve().parent
 _OUT = _HERE.parent / "out"
+_MODELS = ("resnet20", "mobilenetv2")
 _BATCH = 50
 _LONGEST = 1800
 # Metadata of less than this share of the file is not worth a row.
@@ -59,7 +60,7 @@ class Peer:
 
 PEERS = (
     Peer("onnxruntime", (("onnxruntime", "onnx", "sympy"),), ("W8A8", "W4A8")),
-    Peer("aimet", (_TORCH, ("aimet-onnx==2.42.0", "onnxruntime")), ("W8A8", "W4A8")),
+    Peer("aimet", (_TORCH, ("aimet-onnx==2.42.0", "onnxruntime")), ("W8A8", "W4A8", "W4A8-AdaRound", "W4A8-SeqMSE")),
     Peer("quantization-rs", (("quantization-rs==0.10.0", "onnx"),), ("W8A8", "W8", "W4")),
 )
 
@@ -186,6 +187,8 @@ class Comparison:
                 if row.bytes is not None and row.stripped is not None:
                     ours = self.ours("  ours, same bytes", row.bytes)
                     yield ours
+                    if "-" in setting:
+                        yield self.ours("  ours, learned rounding", row.bytes, "--data", self.runner.calibration)
                     if (ours.bytes or 0) > row.stripped and row.bytes - row.stripped > _MUCH_METADATA * row.bytes:
                         yield self.ours("  ours, its bytes stripped", row.stripped)
 
@@ -205,11 +208,11 @@ class Comparison:
             return Row(self.case.name, f"{tool} {setting}", seconds=seconds, failure=lines[-1])
         return self.scored(f"{tool} {setting}", out, seconds)
 
-    def ours(self, name: str, size: int) -> Row:
-        """Our file of at most `size` bytes."""
+    def ours(self, name: str, size: int, *more: str) -> Row:
+        """Our file of at most `size` bytes, with more options."""
         out = self.folder / "ours.onnx"
         model, table = str(self.runner.model), str(self.table)
-        seconds, _ = amq("quantize", model, "-o", str(out), "--size", f"{size}B", "--from-sensitivity", table)
+        seconds, _ = amq("quantize", model, "-o", str(out), "--size", f"{size}B", "--from-sensitivity", table, *more)
         return self.scored(name, out, self.measuring + seconds)
 
     def scored(self, name: str, file: Path, seconds: float) -> Row:
@@ -232,7 +235,7 @@ def main() -> None:
     environment = PeerEnvironment("peers")
     _OUT.mkdir(exist_ok=True)
     for case in CASES:
-        if len(sys.argv) > 1 and case.name not in sys.argv[1:]:
+        if case.name not in (sys.argv[1:] or _MODELS):
             continue
         rows = []
         with tempfile.TemporaryDirectory() as name:
