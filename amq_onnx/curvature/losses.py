@@ -35,6 +35,14 @@ class Loss(Protocol):
         """
         ...
 
+    def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """How far `scores` are from `reference`, [samples], however sure these are: what a student learns from.
+
+        The limit of `divergence` times T^2 for scores over a large temperature T (Hinton et al. 2015, arXiv 1503.02531,
+        section 2.1). Where the reference is sure of a class the divergence all but vanishes; this one does not.
+        """
+        ...
+
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """L v: `scores` and `vector` have the same shape, and so has the result."""
         ...
@@ -76,6 +84,12 @@ class SoftmaxLoss:
         expected = torch.log_softmax(reference, self.axis)
         each = expected.exp() * (expected - torch.log_softmax(scores, self.axis))
         return each.sum(self.axis).reshape(len(scores), -1).mean(1)
+
+    def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: half the variance of the differences over classes."""
+        difference = scores - reference
+        difference = difference - difference.mean(self.axis, keepdim=True)
+        return 0.5 * difference.square().reshape(len(scores), -1).mean(1)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
@@ -125,6 +139,11 @@ class SigmoidLoss:
         each = torch.sigmoid(reference) * (reference - scores) + softplus(scores) - softplus(reference)
         return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
+    def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: an eighth of the squared difference, summed over a sample's last dimension."""
+        each = (scores - reference).square() / 8
+        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
         probability = torch.sigmoid(scores)
@@ -160,6 +179,10 @@ class SquaredLoss:
 
     def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss."""
+        return self.value(scores, reference)
+
+    def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
+        """See Loss: the divergence, whatever the temperature."""
         return self.value(scores, reference)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:

@@ -83,10 +83,10 @@ class BlockData:
         return given
 
     def loss(self, chunk: Chunk, found: Mapping[str, Tensor]) -> Tensor:
-        """Squared error of the block's output, weighted by sample; of the last block, the loss of the network's
+        """Squared error of the block's output, weighted by sample; of the last block, the distance of the network's
         outputs."""
         if self.heads is not None:
-            each = [loss.divergence(chunk.targets[head.tensor], found[head.tensor]).mean() for head, loss in self.heads]
+            each = [loss.distance(chunk.targets[head.tensor], found[head.tensor]).mean() for head, loss in self.heads]
             return torch.stack(each).sum()
         assert chunk.importance is not None
         ((name, value),) = found.items()

@@ -45,16 +45,18 @@ class FineTuneOptions:
     epochs: passes over the data. batch_size: samples a step, of all processes together. weight_rate: Adam's rate for
     weights, in steps of their quantizer; scale_rate: for logarithms of scales; bias_rate: for biases, relative to their
     root mean square. All fall to zero along a cosine. label_share: of the loss that comes from labels rather than from
-    the float graph. augment: applied to every batch.
+    the float graph. augment: applied to every batch. mix: learn from mixes of two samples each, where labels don't join
+    in: on samples that the float graph was trained on it is too sure of itself to teach much else.
     """
 
     epochs: int = 20
     batch_size: int = 128
-    weight_rate: float = 0.02
+    weight_rate: float = 0.01
     scale_rate: float = 0.001
     bias_rate: float = 0.002
     label_share: float = 0.0
     augment: Augmentation | None = None
+    mix: bool = True
     seed: int = 0
     device: str = "cpu"
 
@@ -98,7 +100,7 @@ def fine_tune(
             {
                 "quantized": fingerprint(quantized),
                 "rates": [options.weight_rate, options.scale_rate, options.bias_rate, options.label_share],
-                "options": [options.epochs, options.batch_size, options.seed, options.augment is not None],
+                "options": [options.epochs, options.batch_size, options.seed, options.augment is not None, options.mix],
                 "processes": training.processes.size,
             }
         )
@@ -138,7 +140,13 @@ class _Training:
         if data.first(2 * _HELD_OUT).samples() < 2 * _HELD_OUT:
             training = self.held_out = data
         self.loader = Loader(
-            training, options.batch_size, options.seed, options.augment, self.processes.rank, self.processes.size
+            training,
+            options.batch_size,
+            options.seed,
+            options.augment,
+            self.processes.rank,
+            self.processes.size,
+            mix=options.mix and not options.label_share,
         )
         self.steps = options.epochs * self.loader.batches()
         if not self.steps:
@@ -241,7 +249,7 @@ class _Training:
         found = self.student.run({**feeds, **self.parameters.values()}, self.names)
         share = self.options.label_share
         parts = [
-            (1 - share) * loss.divergence(expected[head.tensor], found[head.tensor]).mean()
+            (1 - share) * loss.distance(expected[head.tensor], found[head.tensor]).mean()
             for head, loss in zip(self.heads, self.losses, strict=True)
         ]
         if share:

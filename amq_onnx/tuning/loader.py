@@ -21,7 +21,9 @@ class Loader:
 
     batch_size: of all processes together. rank, size: this process and how many there are; each gets its share of
     every batch. What is left over after the last whole batch of an epoch is left out, where there is a whole one.
-    augment: applied to each process's share, differently in every epoch.
+    mix: mix every sample with another one of the batch, in shares that differ (mixup, Zhang et al. 2018, arXiv
+    1710.09412), where there are float inputs. augment: applied after that to each process's share, differently in every
+    epoch.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Loader:
         augment: Augmentation | None = None,
         rank: int = 0,
         size: int = 1,
+        mix: bool = False,
     ) -> None:
         self.data = data
         self.batch_size = batch_size
@@ -39,6 +42,7 @@ class Loader:
         self.augment = augment
         self.rank = rank
         self.size = size
+        self.mix = mix
         self._held: list[Batch] | None = None
 
     def batches(self) -> int:
@@ -51,8 +55,12 @@ class Loader:
         for piece in self._pieces():
             order = generator.permutation(self.data.count(piece))
             for index, (start, stop) in enumerate(self._cuts(len(order))):
-                own = order[start:stop][self.rank :: self.size]
-                batch = self.data.picked(piece, own)
+                chosen = order[start:stop]
+                batch = self.data.picked(piece, chosen[self.rank :: self.size])
+                if self.mix and any(array.dtype.kind == "f" for array in batch.values()):
+                    partners, shares = generator.permutation(chosen), generator.random(len(chosen), np.float32)
+                    others = self.data.picked(piece, partners[self.rank :: self.size])
+                    batch = self.data.mixed(batch, others, shares[self.rank :: self.size])
                 yield batch if self.augment is None else self._augmented(batch, number, index)
 
     def _cuts(self, samples: int) -> list[tuple[int, int]]:

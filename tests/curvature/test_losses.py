@@ -54,6 +54,18 @@ def test_divergence_of_softmax_and_sigmoid_is_kullback_leiblers():
     torch.testing.assert_close(SigmoidLoss().divergence(before, after), each.sum(1))
 
 
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [(SoftmaxLoss(), (5, 7)), (SoftmaxLoss(1), (4, 6, 3)), (SigmoidLoss(), (5, 3)), (SquaredLoss(0.3), (5, 3))],
+)
+def test_distance_is_the_divergence_at_a_high_temperature(loss, shape):
+    generator = torch.Generator().manual_seed(3)
+    before, after = (torch.randn(shape, generator=generator, dtype=torch.float64) * 9 for _ in range(2))
+    temperature = 1e3
+    limit = loss.divergence(before / temperature, after / temperature) * temperature**2
+    torch.testing.assert_close(loss.distance(before, after), limit, rtol=0.05, atol=0)
+
+
 def test_divergence_of_saturated_scores_is_finite():
     before, after = torch.tensor([[1e3, 0.0, -1e3]]), torch.tensor([[-1e3, 0.0, 1e3]])
     assert float(SoftmaxLoss().divergence(before, after)) == pytest.approx(2e3)
