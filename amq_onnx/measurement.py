@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from amq_onnx.calibration import Calibration, Progress, calibrate
 from amq_onnx.curvature.importance import choose_samples
 from amq_onnx.curvature.losses import Loss
-from amq_onnx.curvature.statistics import shrunk
+from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
@@ -340,12 +340,13 @@ class _Measurement:
     def _from_losses(
         self, found: SiteLosses, encodings: Mapping[str, Mapping[int, Encoding]], ranges: Ranges
     ) -> _Found:
+        losses = {name: falling(by_bits) for name, by_bits in found.losses.items()}
         weights = {
-            site.name: WeightRow(site.shape, None, None, self._squared_errors(site.name), found.losses[site.name])
+            site.name: WeightRow(site.shape, None, None, self._squared_errors(site.name), losses[site.name])
             for site in self.prepared.sites.weights
         }
         activations = {
-            name: ActivationRow(self.seen.elements[name], None, None, ranges[name], {}, found.losses[name])
+            name: ActivationRow(self.seen.elements[name], None, None, ranges[name], {}, losses[name])
             for name in encodings
         }
         # What rounding changes without any loss is out of reach; where that is so of all, the losses are at fault.

@@ -248,3 +248,21 @@ def test_the_same_seed_gives_the_same_table(method):
     )
     assert one == two
     assert one != other
+
+
+@pytest.mark.parametrize("method", ["hybrid", "quadratic", "measured"])
+def test_a_wider_width_never_scores_worse(method, monkeypatch):
+    """On four samples, where chance alone says otherwise."""
+    proto, _, _ = perceptron()
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    data = Dataset(lambda: [{"x": x}], input_specs(proto), "the data")
+
+    def falls():
+        widths = range(2, 9)
+        table = measure_sensitivity(prepare(proto), data, widths, widths, SensitivityOptions(method=method))
+        rows = [*table.weights.values(), *table.activations.values()]
+        return all((np.diff([row.omega(bits) for bits in widths]) < 0).all() for row in rows)
+
+    assert falls()
+    monkeypatch.setattr("amq_onnx.measurement.falling", dict)
+    assert not falls()

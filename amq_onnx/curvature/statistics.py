@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
+
+# Relative errors below this are as good as none, above its inverse as good as not knowing.
+_EXACT = 1e-6
+# Share of the largest estimate that stands for zero where logarithms are taken.
+_NOTHING = 1e-12
 
 
 class UnitMeans:
@@ -97,3 +105,33 @@ def ratio_estimate(
         return ratio * total, sum_with_error(exact)[1]
     residual = sum_with_error(exact - ratio * cheap[chosen])[1] * count / known
     return ratio * total, float(np.hypot(ratio * error, residual))
+
+
+def falling(estimates: Mapping[int, tuple[float, float]], least: float = 1.1) -> dict[int, tuple[float, float]]:
+    """Estimates that fall with each bit to 1 / `least` of what they were or less, and their errors.
+
+    By bits: an estimate that isn't negative, and its standard error. What a finer rounding loses is less (a quarter, to
+    second order), so where estimates say otherwise it is chance. Isotonic regression of log estimate + bits log `least`
+    by pooling adjacent violators (Ayer et al. 1955), each weighed by the inverse square of its relative error; errors
+    stay. Estimates that fall as they are stay as they are.
+    """
+    widths = sorted(estimates)
+    largest = max((estimates[bits][0] for bits in widths), default=0.0)
+    if largest == 0:
+        return dict(estimates)
+    blocks: list[tuple[float, float, list[int]]] = []  # mean, weight, widths
+    for bits in widths:
+        value, error = estimates[bits]
+        relative = min(max(error / value, _EXACT), 1 / _EXACT) if value > 0 else 1.0
+        mean = math.log(max(value, _NOTHING * largest)) + bits * math.log(least)
+        weight, pooled = relative**-2, [bits]
+        while blocks and blocks[-1][0] < mean:
+            before, heavy, earlier = blocks.pop()
+            mean = (heavy * before + weight * mean) / (heavy + weight)
+            weight, pooled = heavy + weight, earlier + pooled
+        blocks.append((mean, weight, pooled))
+    found = dict(estimates)
+    for mean, _, pooled in blocks:
+        if len(pooled) > 1:
+            found |= {bits: (math.exp(mean - bits * math.log(least)), estimates[bits][1]) for bits in pooled}
+    return found
