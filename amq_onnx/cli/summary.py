@@ -135,13 +135,14 @@ def print_tuning(tuned: Tuned) -> None:
     if tuned.epochs:
         console.table(
             "fine-tuning",
-            ["epoch", "loss", "agreement held out", "divergence held out"],
+            ["epoch", "loss", "agreement held out", "divergence held out", ""],
             [
                 [
                     str(number) if number else "start",
                     console.real(epoch.loss) if number else "",
                     "" if epoch.agreement is None else f"{epoch.agreement:.4f}",
                     console.real(epoch.divergence),
+                    "best so far" if epoch.kept else "",
                 ]
                 for number, epoch in enumerate(tuned.epochs)
             ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -64,16 +64,22 @@ class FineTuneOptions:
 @dataclass(frozen=True)
 class EpochReport:
     """An epoch: the mean loss of its steps, and afterwards agreement with the float graph (None where no head has
-    classes) and divergence from it, on the samples held out. The first is that of the start and has no loss."""
+    classes) and divergence from it, on the samples held out. The first is that of the start and has no loss.
+
+    kept: whether it was the best so far.
+    """
 
     loss: float
     agreement: float | None
     divergence: float
+    kept: bool = False
 
-    def better_than(self, other: EpochReport) -> bool:
-        """By agreement, by divergence where that is equal."""
+    def better_than(self, other: EpochReport, samples: int) -> bool:
+        """By agreement where it differs by two standard errors of the `samples` held out, else by divergence, which
+        knows more than which class is first."""
         own, others = self.agreement or 0.0, other.agreement or 0.0
-        return (own, -self.divergence) > (others, -other.divergence)
+        error = math.sqrt(others * (1 - others) / samples)
+        return own > others if abs(own - others) > 2 * error else self.divergence < other.divergence
 
 
 def fine_tune(
@@ -89,7 +95,8 @@ def fine_tune(
 ) -> tuple[dict[str, Array], list[EpochReport]]:
     """Initializers of `quantized`, the quantized form of `model`, after the best epoch; and what each epoch gave.
 
-    The best epoch is that of the best agreement with the float graph on held-out samples, the start included.
+    The best epoch is that of the best agreement with the float graph on held-out samples (see EpochReport), the start
+    included; none that agrees less than the start.
     Raises UsageError for a checkpoint of another run.
     """
     checkpoint = checkpoint or Checkpoint()
@@ -200,8 +207,12 @@ class _Training:
         classes = sum(head.loss == "softmax" for head in self.heads)
         agreement = same / samples / classes if classes else None
         report = EpochReport(loss, agreement, divergence / samples)
-        if not self.reports or all(report.better_than(other) for other in self.reports):
+        kept = [other for other in self.reports if other.kept]
+        if not kept or (
+            report.better_than(kept[-1], samples) and (report.agreement or 0) >= (self.reports[0].agreement or 0)
+        ):
             self.best = {name: value.cpu().numpy().copy() for name, value in values.items()}
+            report = replace(report, kept=True)
         self.reports.append(report)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -209,7 +220,7 @@ class _Training:
         found: dict[str, NDArray[np.generic]] = {
             "epoch": np.array(self.epoch),
             "reports": np.array(
-                [[report.loss, np.nan if report.agreement is None else report.agreement, report.divergence]
+                [[report.loss, np.nan if report.agreement is None else report.agreement, report.divergence, report.kept]
                  for report in self.reports]
             ),
         }  # fmt: skip
@@ -225,8 +236,8 @@ class _Training:
         """Go on from `state`."""
         self.epoch = int(held["epoch"])
         self.reports = [
-            EpochReport(float(loss), None if math.isnan(agreement) else float(agreement), float(divergence))
-            for loss, agreement, divergence in np.asarray(held["reports"], np.float64)
+            EpochReport(float(loss), None if math.isnan(agreement) else float(agreement), float(divergence), bool(kept))
+            for loss, agreement, divergence, kept in np.asarray(held["reports"], np.float64)
         ]
         self.best = {
             name.removeprefix("best/"): np.asarray(value, np.float32)

@@ -10,7 +10,7 @@ import pytest
 
 from amq_onnx.errors import DataError, UsageError
 from amq_onnx.tuning.checkpoint import Checkpoint
-from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
+from amq_onnx.tuning.finetune import EpochReport, FineTuneOptions, fine_tune
 from amq_onnx.tuning.quantizers import find_biases, find_quantizers
 from tuning.graphs import quantize, residual
 
@@ -48,7 +48,7 @@ def test_comes_closer_to_the_float_graph_and_keeps_the_best_epoch():
     quantized = case()
     values, reports = tuned(quantized, OPTIONS)
     assert len(reports) == OPTIONS.epochs + 1
-    best = max(reports, key=lambda report: (report.agreement, -report.divergence))
+    best = [report for report in reports if report.kept][-1]
     assert best.divergence < 0.7 * reports[0].divergence and best.agreement >= reports[0].agreement
     weights, activations = find_quantizers(quantized.quantized)
     scales = [site.scale for site in (*weights.values(), *activations.values())]
@@ -56,11 +56,20 @@ def test_comes_closer_to_the_float_graph_and_keeps_the_best_epoch():
     assert set(values) == {*weights, *scales, *nonzero}
 
 
+def test_the_better_epoch_agrees_more_or_as_much_and_diverges_less():
+    report = EpochReport(0.0, 0.96, 0.05)
+    assert EpochReport(0.0, 0.955, 0.04).better_than(report, 1000)  # within what 1,000 samples can tell
+    assert not EpochReport(0.0, 0.94, 0.04).better_than(report, 1000)
+    assert EpochReport(0.0, 0.98, 0.06).better_than(report, 1000)
+    assert not EpochReport(0.0, 0.965, 0.06).better_than(report, 1000)
+    assert EpochReport(0.0, None, 0.04).better_than(EpochReport(0.0, None, 0.05), 1000)
+
+
 def test_never_worse_than_the_start():
     quantized = case()
     wild = replace(OPTIONS, epochs=1, weight_rate=50.0, scale_rate=3.0)
     values, reports = tuned(quantized, wild)
-    assert reports[1].divergence > reports[0].divergence
+    assert reports[1].divergence > reports[0].divergence and [report.kept for report in reports] == [True, False]
     held = {tensor.name: tensor for tensor in quantized.quantized.graph.initializer}
     for name, value in values.items():
         np.testing.assert_allclose(
