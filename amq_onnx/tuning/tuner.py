@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import onnx
-import torch
 
-from amq_onnx.calibration import Progress, tensors
+from amq_onnx.calibration import Progress, calibrate
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
@@ -99,21 +98,13 @@ class Tuner:
         )
         return replace(learned, values={**learned.values, **values}, epochs=epochs)
 
-    def _mean_squares(self, model: onnx.ModelProto, heads: list[Head]) -> dict[str, float]:
+    def _mean_squares(self, model: onnx.ModelProto, heads: list[Head]) -> Mapping[str, float]:
         """E ||output||^2 of a sample, of the outputs whose loss is relative to it."""
         names = [head.tensor for head in heads if head.loss == "squared"]
-        totals = dict.fromkeys(names, 0.0)
         if not names:
-            return totals
+            return {}
         executor = Executor(model, device=self.options.rounding.device)
-        data, samples = self.data.first(self.options.rounding.samples), 0
-        with torch.inference_mode():
-            for batch in data.batches(self.options.rounding.chunk):
-                found = executor.run(tensors(batch, executor), names)
-                samples += data.count(batch)
-                for name in names:
-                    totals[name] += float(found[name].double().square().sum())
-        return {name: total / samples for name, total in totals.items()}
+        return calibrate(executor, self.data.first(self.options.rounding.samples), [], names).mean_square
 
 
 def _heads(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:

@@ -1,0 +1,152 @@
+"""amq spectrum: eigenvalues of each weight's Hessian block."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from amq_onnx.calibration import calibrate
+from amq_onnx.cli import console, options
+from amq_onnx.cli.summary import write_json
+from amq_onnx.curvature.lanczos import Spectrum
+from amq_onnx.errors import UsageError
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.data import Dataset
+from amq_onnx.model.file import read_model
+from amq_onnx.model.heads import find_heads
+from amq_onnx.spectra import measure_spectra
+from amq_onnx.traces import losses_for
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    options.add_model(parser)
+    options.add_data(parser, "inputs that the loss is taken over")
+    parser.add_argument("--weights", metavar="REGEX", help="only weights whose whole name this matches")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="eigenvalues of each (default: %(default)s)")
+    parser.add_argument(
+        "--method",
+        choices=["gauss-newton", "hessian"],
+        default="gauss-newton",
+        help="which matrix: without labels, or with them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--loss", choices=["auto", "softmax", "sigmoid", "squared"], default="auto", help="on the outputs"
+    )
+    parser.add_argument(
+        "--relative-error",
+        type=float,
+        default=0.01,
+        metavar="E",
+        help="how well each is known, of the largest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-products", type=int, default=60, metavar="N", help="passes over the data at most (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="samples at a time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1")
+    options.add_graph(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    options.require_writable(arguments, "json")
+    for option, least in (("top", 1), ("max_products", 1), ("batch", 1), ("seed", 0)):
+        if getattr(arguments, option) < least:
+            raise UsageError(f"--{option.replace('_', '-')} must be {least} or more")
+    if not arguments.relative_error > 0:
+        raise UsageError("--relative-error must be above 0")
+    device = options.require_device(arguments.device)
+    model = read_model(arguments.model)
+    data = options.opened(arguments, model)
+    assert isinstance(data, Dataset)
+    prepared = options.prepared(arguments, model)
+    prepared.require_weights()
+    heads, _ = find_heads(prepared.model, arguments.loss)
+    weights = _chosen([site.name for site in prepared.sites.weights], arguments.weights)
+    executor = Executor(prepared.model, device=device)
+    with console.progress() as progress:
+        seen = calibrate(executor, data, [], [head.tensor for head in heads], progress=progress)
+        found = measure_spectra(
+            executor,
+            data,
+            weights,
+            heads,
+            losses_for(heads, seen.mean_square),
+            method=arguments.method,
+            count=arguments.top,
+            relative_error=arguments.relative_error,
+            max_products=arguments.max_products,
+            batch_size=arguments.batch,
+            seed=arguments.seed,
+            progress=progress,
+        )
+    _print(found, arguments.method, seen.samples)
+    if arguments.json is not None:
+        rows = {name: _numbers(spectrum) for name, spectrum in found.items()}
+        write_json(arguments.json, {"method": arguments.method, "samples": seen.samples, "weights": rows})
+        console.line(f"wrote {arguments.json}")
+
+
+def _chosen(names: list[str], pattern: str | None) -> list[str]:
+    if pattern is None:
+        return names
+    try:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise UsageError(f"--weights '{pattern}' is no regular expression: {error}") from error
+    if not found:
+        raise UsageError(f"--weights '{pattern}' matches no weight; `amq inspect` lists them")
+    return found
+
+
+def _share(spectrum: Spectrum) -> float:
+    """The largest eigenvalue over the trace."""
+    return float(spectrum.values[0]) / spectrum.trace if spectrum.trace else 0.0
+
+
+def _numbers(spectrum: Spectrum) -> dict[str, Any]:
+    return {
+        "elements": spectrum.size,
+        "eigenvalues": spectrum.values.tolist(),
+        "errors": spectrum.errors.tolist(),
+        "trace": spectrum.trace,
+        "share_of_first": _share(spectrum),
+        "density": {"points": spectrum.points.tolist(), "weights": spectrum.weights.tolist()},
+        "products": spectrum.products,
+        "converged": spectrum.converged,
+    }
+
+
+def _print(found: dict[str, Spectrum], method: str, samples: int) -> None:
+    console.table(
+        f"eigenvalues ({method}, {samples} samples)",
+        [
+            "weight",
+            "elements",
+            "first",
+            "second",
+            "last of those",
+            "share of the first in the trace",
+            "error",
+            "passes",
+        ],
+        [
+            [
+                name,
+                console.count(spectrum.size),
+                console.real(float(spectrum.values[0])),
+                console.real(float(spectrum.values[1])) if len(spectrum.values) > 1 else "",
+                console.real(float(spectrum.values[-1])),
+                console.percent(_share(spectrum)),
+                console.real(float(spectrum.errors.max())),
+                str(spectrum.products),
+            ]
+            for name, spectrum in found.items()
+        ],
+    )
+    if not all(spectrum.converged for spectrum in found.values()):
+        console.note("some eigenvalues are known less well than --relative-error asks: raise --max-products")
