@@ -24,10 +24,12 @@ from amq_onnx.tuning.soft_rounding import SoftCodes, annealed_beta
 _CODES_RATE = 0.05
 _SCALES_RATE = 0.001
 _BIASES_RATE = 0.002
-# Share of the steps before codes are drawn to whole numbers, and how strongly they are at the end, in units of the
-# error of rounding to nearest.
+# Share of the steps before codes are drawn to whole numbers, and how strongly they are then, in units of the error of
+# rounding to nearest: more and more, and at last so that what the samples of each step disagree about settles as well.
 _WARM_UP = 0.2
 _SETTLING = 300.0
+_LAST = 0.85
+_LAST_SETTLING = 3000.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def round_block(
         if annealed > 0:
             beta = annealed_beta(annealed)
             loose = torch.stack([learned.unsettled(beta) for learned in soft.values()]).sum() / count
-            loss = loss + _SETTLING * annealed * loose
+            loss = loss + _settling(annealed) * loose
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -115,6 +117,11 @@ def round_block(
         settled=settled,
         changed=sum(int((kept[name] != nearest[name]).sum()) for name in nearest),
     )
+
+
+def _settling(annealed: float) -> float:
+    last = max(0.0, (annealed - _LAST) / (1 - _LAST))
+    return _SETTLING * annealed + (_LAST_SETTLING - _SETTLING) * last
 
 
 def _mean_loss(executor: Executor, data: BlockData, values: Mapping[str, Tensor]) -> float:
