@@ -9,7 +9,7 @@ import onnx
 import pytest
 from small_graphs import initializers, operators, outputs
 
-from .networks import STEM, QuantizedNetwork, packed_layer, with_int32_bias
+from .networks import STEM, QuantizedNetwork, mixed_layer, packed_layer, with_int32_bias
 from .test_layer_kinds import KINDS, Quantized
 
 PYTHON = os.environ.get("AMQ_OLDEST_PYTHON")
@@ -72,6 +72,10 @@ def test_every_width_runs_the_same_on_integer_kernels(opset, tmp_path):
             _, packed, _, feeds = packed_layer(kind, shape, bits, opset)
             packed = with_int32_bias(packed)
             written[f"{kind}{bits}"] = packed, feeds, float(initializers(packed)[f"{STEM}a1s"]), {kind: 1}
+    for kind, shape in (("Conv", (5, 3, 3, 3)), ("Gemm", (7, 5)), ("MatMul", (7, 5))):
+        _, packed, _, feeds = mixed_layer(kind, shape, (4, 2, 7, 4, 2), opset)
+        packed = with_int32_bias(packed)
+        written[f"{kind}mixed"] = packed, feeds, float(initializers(packed)[f"{STEM}a1s"]), {kind: 1}
     quantized = QuantizedNetwork(opset)
     for weight_bits, activation_bits in ((8, 8), (5, 8), (3, 4), (1, 2)):
         _, packed, step = quantized.build(weight_bits, activation_bits)
