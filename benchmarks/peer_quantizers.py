@@ -64,7 +64,7 @@ def aimet(setting: str, model: Path, calibration: Path, out: Path) -> None:
         proto,
         param_type={"W8A8": "int8", "W4A8": "int4"}[widths],
         activation_type="int8",
-        quant_scheme="tf_enhanced",
+        quant_scheme="min_max" if method == "SeqMSE" else "tf_enhanced",  # the one that SeqMSE allows
     )
     if method == "AdaRound":
         aimet_onnx.apply_adaround(simulation, list(_batches(calibration, name)), num_iterations=_STEPS)
