@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.lanczos import Spectrum, SpectrumSearch
 from amq_onnx.curvature.losses import Loss
-from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.model.data import LABELS, Batch, Dataset
+from amq_onnx.model.data import Batch, Dataset
 from amq_onnx.model.heads import Head
-from amq_onnx.traces import Method, mixed_seed
+from amq_onnx.traces import Method, labelled_losses, mixed_seed
 
 
 def measure_spectra(
@@ -61,24 +60,16 @@ def measure_spectra(
     return {name: search.result() for name, search in searches.items()}
 
 
+@dataclass(frozen=True)
 class _Blocks:
     """The Hessian's blocks of weights, known by their products with vectors."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        data: Dataset,
-        heads: Sequence[Head],
-        losses: Sequence[Loss],
-        method: Method,
-        batch_size: int,
-    ) -> None:
-        self.executor = executor
-        self.data = data
-        self.heads = heads
-        self.losses = losses
-        self.method = method
-        self.batch_size = batch_size
+    executor: Executor
+    data: Dataset
+    heads: Sequence[Head]
+    losses: Sequence[Loss]
+    method: Method
+    batch_size: int
 
     def products(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each weight's block times its vector, float64 [elements]."""
@@ -88,7 +79,7 @@ class _Blocks:
             leaves = {name: self.executor.initializers[name].detach().requires_grad_() for name in vectors}
             found = self.executor.run({**tensors(batch, self.executor), **leaves}, [h.tensor for h in self.heads])
             scores = [found[head.tensor] for head in self.heads]
-            loss = torch.stack(list(self._losses(scores, batch))).sum()
+            loss = self._loss(scores, batch)
             gradients: list[Tensor | None] = [None] * len(leaves)
             if loss.requires_grad:
                 gradients = list(torch.autograd.grad(loss, [*leaves.values()], create_graph=True, allow_unused=True))
@@ -102,17 +93,13 @@ class _Blocks:
             samples += self.data.count(batch)
         return {name: total / samples for name, total in totals.items()}
 
-    def _losses(self, scores: Sequence[Tensor], batch: Batch) -> Iterator[Tensor]:
-        """A sum over samples for each head, whose Hessian is what is asked for.
+    def _loss(self, scores: Sequence[Tensor], batch: Batch) -> Tensor:
+        """A sum over samples, whose Hessian is what is asked for.
 
         The divergence from the scores themselves has no gradient there, so that of its second derivative in the weights
         J' H J is all there is: the Gauss-Newton matrix.
         """
-        if self.method == "hessian" and (LABELS not in batch or LABELS in self.executor.inputs):
-            raise DataError("the Hessian needs `labels` in the data: add them, or use --method gauss-newton")
-        for loss, score in zip(self.losses, scores, strict=True):
-            if self.method == "hessian":
-                target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.executor.device)
-                yield loss.value(score, target).sum()
-            else:
-                yield loss.divergence(score.detach(), score).sum()
+        if self.method == "hessian":
+            return labelled_losses(self.executor, scores, self.losses, batch, "--method gauss-newton")
+        pairs = zip(self.losses, scores, strict=True)
+        return torch.stack([loss.divergence(score.detach(), score).sum() for loss, score in pairs]).sum()

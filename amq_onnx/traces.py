@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amq_onnx.calibration import Progress, tensors
+from amq_onnx.calibration import Progress, calibrate, tensors
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.hutchinson import probe_products
 from amq_onnx.curvature.losses import Loss, SigmoidLoss, SoftmaxLoss, SquaredLoss
@@ -80,6 +80,25 @@ def losses_for(heads: Sequence[Head], mean_square: Mapping[str, float]) -> list[
             case "squared":
                 found.append(SquaredLoss(1.0 / max(mean_square[head.tensor], 1e-30)))
     return found
+
+
+def losses_on(executor: Executor, data: Dataset, heads: Sequence[Head]) -> list[Loss]:
+    """`losses_for` the heads, from a pass over the data where a loss is relative to its output."""
+    relative = [head.tensor for head in heads if head.loss == "squared"]
+    return losses_for(heads, calibrate(executor, data, [], relative).mean_square if relative else {})
+
+
+def labelled_losses(
+    executor: Executor, scores: Sequence[Tensor], losses: Sequence[Loss], batch: Batch, otherwise: str
+) -> Tensor:
+    """The losses of all heads against the labels of `batch`, summed over its samples.
+
+    Raises DataError, saying that `otherwise` is the option to use, where there are no labels.
+    """
+    if LABELS not in batch or LABELS in executor.inputs:
+        raise DataError(f"the Hessian needs `labels` in the data: add them, or use {otherwise}")
+    target = torch.from_numpy(np.asarray(batch[LABELS])).to(executor.device)
+    return torch.stack([loss.value(score, target).sum() for loss, score in zip(losses, scores, strict=True)]).sum()
 
 
 def measure_traces(
@@ -303,12 +322,7 @@ class _Sweep:
             gradients = probe_gradients(scores, self.losses, [*sites, *biases], generator)
             self.centring.centre(list(self.leaves), gradients)
             return (gradient.square() for gradient in gradients[: len(sites)])
-        if LABELS not in batch or LABELS in self.executor.inputs:
-            raise DataError("the Hessian needs `labels` in the data: add them, or use --sensitivity gauss-newton")
-        target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.executor.device)
-        loss = torch.stack(
-            [loss.value(score, target).sum() for loss, score in zip(self.losses, scores, strict=True)]
-        ).sum()
+        loss = labelled_losses(self.executor, scores, self.losses, batch, "--sensitivity gauss-newton")
         return probe_products(loss, sites, generator)
 
     def _add_weight(self, name: str, unit: int, product: Tensor) -> None:

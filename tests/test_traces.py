@@ -13,7 +13,7 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.inputs import input_specs
-from amq_onnx.model.layers import biased_layers
+from amq_onnx.model.layers import linear_layers
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.traces import losses_for, measure_traces
@@ -277,7 +277,7 @@ def test_traces_are_those_of_centred_inputs_where_biases_are_corrected():
         )
         return {name: trace.trace for name, trace in found.weights.items()}
 
-    layers = biased_layers(proto, {"w", "v"})
+    layers = [layer for layer in linear_layers(proto, {"w", "v"}) if layer.shiftable]
     assert [layer.bias for layer in layers] == ["b", None]
     ours = measured(proto, x, layers=layers, expected_inputs={"h": mean, "y": np.zeros((1, 4), np.float32)})
     assert ours == pytest.approx(measured(plain, x - mean), rel=1e-4)

@@ -6,7 +6,6 @@ import argparse
 import re
 from typing import Any
 
-from amq_onnx.calibration import calibrate
 from amq_onnx.cli import console, options
 from amq_onnx.cli.summary import write_json
 from amq_onnx.curvature.lanczos import Spectrum
@@ -16,7 +15,7 @@ from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model
 from amq_onnx.model.heads import find_heads
 from amq_onnx.spectra import measure_spectra
-from amq_onnx.traces import losses_for
+from amq_onnx.traces import losses_on
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,13 +68,12 @@ def run(arguments: argparse.Namespace) -> None:
     weights = _chosen([site.name for site in prepared.sites.weights], arguments.weights)
     executor = Executor(prepared.model, device=device)
     with console.progress() as progress:
-        seen = calibrate(executor, data, [], [head.tensor for head in heads], progress=progress)
         found = measure_spectra(
             executor,
             data,
             weights,
             heads,
-            losses_for(heads, seen.mean_square),
+            losses_on(executor, data, heads),
             method=arguments.method,
             count=arguments.top,
             relative_error=arguments.relative_error,
@@ -84,10 +82,11 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             progress=progress,
         )
-    _print(found, arguments.method, seen.samples)
+    samples = data.samples()
+    _print(found, arguments.method, samples)
     if arguments.json is not None:
         rows = {name: _numbers(spectrum) for name, spectrum in found.items()}
-        write_json(arguments.json, {"method": arguments.method, "samples": seen.samples, "weights": rows})
+        write_json(arguments.json, {"method": arguments.method, "samples": samples, "weights": rows})
         console.line(f"wrote {arguments.json}")
 
 

@@ -62,9 +62,8 @@ class Lanczos:
         found = product.double()
         self._diagonal.append(float(self.direction @ found))
         size = float(found.norm())
-        basis = torch.stack(self._directions)
-        for _ in range(2):  # once leaves what rounding brought back
-            found = found - basis.T @ (basis @ found)
+        for direction in 2 * self._directions:  # once leaves what rounding brought back
+            found = found - (direction @ found) * direction
         rest = float(found.norm())
         self.finished = self.products == found.numel() or rest <= _NOTHING * size
         self._beside.append(0.0 if self.finished else rest)

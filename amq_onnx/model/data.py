@@ -112,6 +112,10 @@ class Dataset:
             for (name, axis), array in zip(self._axes(batch), batch.values(), strict=True)
         }
 
+    def mixable(self, batch: Batch) -> bool:
+        """Whether `mixed` makes anything new: where something is float."""
+        return any(array.dtype.kind == "f" for array in batch.values())
+
     def mixed(self, batch: Batch, other: Batch, share: NDArray[np.float32]) -> Batch:
         """`share` of each sample of `batch` and the rest of one of `other`, added up where they are float; inputs that
         aren't come from the sample of the larger share.

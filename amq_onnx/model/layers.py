@@ -36,17 +36,12 @@ class Layer:
     alone: bool = True
 
 
-def biased_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
-    """The layers of the main graph whose output can be shifted for free.
-
-    Conv, ConvTranspose and Gemm have a bias, or can be given one; a MatMul has one where a constant is added to its
-    output and nothing else reads that. weights: names of those that are asked for.
-    """
-    return [layer for layer in linear_layers(model, weights) if layer.shiftable]
-
-
 def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
-    """The layers of the main graph, Conv, ConvTranspose, Gemm and MatMul, that multiply what varies with `weights`."""
+    """The layers of the main graph, Conv, ConvTranspose, Gemm and MatMul, that multiply what varies with `weights`.
+
+    The output of a Conv, ConvTranspose or Gemm is shifted by its bias, which it has or can be given; that of a MatMul
+    where a constant is added to it and nothing else reads it. weights: names of those that are asked for.
+    """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:

@@ -57,7 +57,7 @@ class Loader:
             for index, (start, stop) in enumerate(self._cuts(len(order))):
                 chosen = order[start:stop]
                 batch = self.data.picked(piece, chosen[self.rank :: self.size])
-                if self.mix and any(array.dtype.kind == "f" for array in batch.values()):
+                if self.mix and self.data.mixable(batch):
                     partners, shares = generator.permutation(chosen), generator.random(len(chosen), np.float32)
                     others = self.data.picked(piece, partners[self.rank :: self.size])
                     batch = self.data.mixed(batch, others, shares[self.rank :: self.size])

@@ -16,7 +16,7 @@ def mixed_samples(data: Dataset, batches: Sequence[Batch], seed: int) -> list[Ba
     Mixes need no label where the float network's own outputs are what is aimed at, and no knowledge of what the inputs
     are. Inputs that are not float come from the sample with the larger share; only samples of equal shapes are mixed.
     """
-    if not any(array.dtype.kind == "f" for array in batches[0].values()):
+    if not data.mixable(batches[0]):
         return []
     generator = np.random.default_rng([seed, len(batches)])
     found = []

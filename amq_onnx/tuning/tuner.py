@@ -8,13 +8,13 @@ from typing import Literal, get_args
 
 import onnx
 
-from amq_onnx.calibration import Progress, calibrate
+from amq_onnx.calibration import Progress
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head, LossName, find_heads
 from amq_onnx.rewriting import with_initializers
-from amq_onnx.traces import losses_for
+from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
 from amq_onnx.tuning.processes import Processes
@@ -66,7 +66,8 @@ class Tuner:
         sensitivity was measured with.
         """
         heads = _heads(model, chosen)
-        losses = losses_for(heads, self._mean_squares(model, heads))
+        rounding = self.options.rounding
+        losses = losses_on(Executor(model, device=rounding.device), self.data.first(rounding.samples), heads)
         checkpoint = self.checkpoint.inside(name)
         processes = Processes(self.options.full.device) if self.options.method == "full" else None
         learned: Tuned | None = None
@@ -97,14 +98,6 @@ class Tuner:
             progress=self.progress,
         )
         return replace(learned, values={**learned.values, **values}, epochs=epochs)
-
-    def _mean_squares(self, model: onnx.ModelProto, heads: list[Head]) -> Mapping[str, float]:
-        """E ||output||^2 of a sample, of the outputs whose loss is relative to it."""
-        names = [head.tensor for head in heads if head.loss == "squared"]
-        if not names:
-            return {}
-        executor = Executor(model, device=self.options.rounding.device)
-        return calibrate(executor, self.data.first(self.options.rounding.samples), [], names).mean_square
 
 
 def _heads(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
