@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,18 +21,21 @@ from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head, find_heads
 from amq_onnx.perturbation import Perturbation, QuantizedActivation, QuantizedWeight
 from amq_onnx.plan import corrections
-from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
+from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
 from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
+from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 from amq_onnx.traces import Method as TraceMethod
 from amq_onnx.traces import Trace, Traces, losses_for, measure_traces, weigh_histograms
 
-Method = Literal["hybrid", "quadratic", "measured", "gauss-newton", "hessian"]
-"""How sensitivity is measured: see `measure_losses` for the first three, `measure_traces` for the others."""
+Method = Literal["hybrid", "quadratic", "measured", "gauss-newton", "hessian", "eigenvalue", "norm"]
+"""How sensitivity is measured: see `measure_losses` for the first three, `measure_traces` for the next two. The others
+are those of AMQ's rivals: `eigenvalue` multiplies ||Q(W) - W||^2 with the largest eigenvalue instead of the mean trace
+(HAWQ), `norm` with nothing."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
 Ranges = dict[str, dict[int, tuple[float, float]]]
@@ -42,6 +45,11 @@ _FEWEST_SAMPLES = 64
 _SAMPLES_PER_ENTRY = 2
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
+# Largest eigenvalues: how well those of weights are known, after how many passes at most; samples for activations,
+# each of which needs passes of its own.
+_EIGENVALUE_ERROR = 0.05
+_EIGENVALUE_PASSES = 30
+_EIGENVALUE_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,10 @@ class _Measurement:
         method = self.options.method
         if method == "gauss-newton" or method == "hessian":
             return self._from_traces(self._traces(heads, losses, encodings, method), ranges)
+        if method == "eigenvalue":
+            return self._from_eigenvalues(heads, losses, encodings, ranges)
+        if method == "norm":
+            return self._from_norms(ranges)
         return self._from_losses(self._losses(heads, losses, encodings, method), encodings, ranges)
 
     def _ranges(self, heads: Sequence[Head], losses: Sequence[Loss]) -> Ranges:
@@ -302,6 +314,67 @@ class _Measurement:
         known = any(trace.trace for trace in traces.weights.values())
         unreached = frozenset(name for name, trace in traces.weights.items() if known and trace.trace == 0)
         return _Found(weights, activations, unreached, traces.samples, traces.probes, traces.converged)
+
+    def _from_eigenvalues(
+        self,
+        heads: Sequence[Head],
+        losses: Sequence[Loss],
+        encodings: Mapping[str, Mapping[int, Encoding]],
+        ranges: Ranges,
+    ) -> _Found:
+        data = self.data.first(self.options.samples)
+        common: dict[str, Any] = {"seed": self.options.seed, "progress": self.progress}
+        names = [site.name for site in self.prepared.sites.weights]
+        spectra = measure_spectra(
+            self.executor,
+            data,
+            names,
+            heads,
+            losses,
+            count=1,
+            relative_error=_EIGENVALUE_ERROR,
+            max_products=_EIGENVALUE_PASSES,
+            batch_size=self.seen.loss_batch_size(),
+            **common,
+        )
+        few = data.first(_EIGENVALUE_SAMPLES)
+        of_activations = measure_activation_eigenvalues(
+            self.executor, few, encodings, heads, losses, batch_size=self.seen.curvature_batch_size(), **common
+        )
+        tops = {name: abs(float(found.values[0])) for name, found in spectra.items()}
+        perturbations = {name: found.perturbation for name, found in of_activations.items()}
+        unreached = frozenset(name for name, top in tops.items() if any(tops.values()) and not top)
+        products = max(found.products for found in spectra.values())
+        converged = all(found.converged for found in spectra.values())
+        return _Found(*self._rows(tops, perturbations, ranges), unreached, data.samples(), products, converged)
+
+    def _from_norms(self, ranges: Ranges) -> _Found:
+        norms = {
+            name: {
+                bits: self.seen.elements[name] * mean_squared_error(self.seen.histograms[name], *ends, bits)
+                for bits, ends in by_bits.items()
+            }
+            for name, by_bits in ranges.items()
+        }
+        ones = {site.name: 1.0 for site in self.prepared.sites.weights}
+        return _Found(*self._rows(ones, norms, ranges), frozenset(), self.seen.samples, 0, True)
+
+    def _rows(
+        self, factors: Mapping[str, float], perturbations: Mapping[str, Mapping[int, float]], ranges: Ranges
+    ) -> tuple[dict[str, WeightRow], dict[str, ActivationRow]]:
+        """Rows whose score is a factor times ||Q(W) - W||^2 of weights, and given of activations."""
+        weights = {}
+        for site in self.prepared.sites.weights:
+            errors = self._squared_errors(site.name)
+            scores = {bits: (factors[site.name] * error, 0.0) for bits, error in errors.items()}
+            weights[site.name] = WeightRow(site.shape, None, None, errors, scores)
+        activations = {
+            name: ActivationRow(
+                self.seen.elements[name], None, None, ranges[name], {}, {bits: (p, 0.0) for bits, p in row.items()}
+            )
+            for name, row in perturbations.items()
+        }
+        return weights, activations
 
     def _losses(
         self,

@@ -1,18 +1,27 @@
 """sensitivity.json, and what its rows say of widths."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from cli.networks import build, node, noise
+import torch
+from cli.networks import build, conv_net, node, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amq_onnx.calibration import tensors
 from amq_onnx.errors import UsageError
+from amq_onnx.executor.interpreter import Executor
 from amq_onnx.measurement import METHODS, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import random_data
+from amq_onnx.model.heads import find_heads
+from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, parse_versioned, read_json_file
+from amq_onnx.spectra import measure_spectra
+from amq_onnx.traces import losses_on
 
 finite = st.floats(-1e200, 1e200)
 positive = st.floats(0, 1e200)
@@ -248,3 +257,31 @@ def test_channels_are_measured_where_asked():
     for bits, errors in row.channel_error.items():
         assert sum(errors) == pytest.approx(row.squared_error[bits], rel=1e-5)
         assert len(errors) == 4
+
+
+def test_the_rivals_scores_are_squared_errors_times_an_eigenvalue_or_nothing():
+    proto = conv_net()
+    prepared = prepare(proto)
+    executor = Executor(prepared.model)
+    data = random_data(proto, 12, 0)
+    widths, active = (2, 8), (4, 8)
+    options = SensitivityOptions(samples=12)
+    found = {
+        method: measure_sensitivity(prepared, data, widths, active, replace(options, method=method))
+        for method in ("norm", "eigenvalue", "hybrid")
+    }
+    heads, _ = find_heads(prepared.model)
+    spectra = measure_spectra(executor, data, list(found["norm"].weights), heads, losses_on(executor, data, heads))
+    for name, row in found["norm"].weights.items():
+        top = spectra[name].values[0]
+        for bits in widths:
+            assert row.omega(bits) == row.squared_error[bits] == found["hybrid"].weights[name].squared_error[bits]
+            assert found["eigenvalue"].weights[name].omega(bits) == pytest.approx(top * row.omega(bits), rel=0.06)
+    # Ranges are those of every other method, so that widths are all that differs.
+    for name, active_row in found["norm"].activations.items():
+        assert active_row.ranges == found["hybrid"].activations[name].ranges
+        values = torch.cat([executor.run(tensors(batch, executor), [name])[name] for batch in data.batches(4)]).numpy()
+        for bits, (low, high) in active_row.ranges.items():
+            error = round_trip(values, activation_encoding(low, high, bits)) - values
+            assert active_row.omega(bits) == pytest.approx(np.square(error).sum() / 12, rel=0.08)
+    assert Sensitivity.from_json(found["eigenvalue"].to_json(), "s") == found["eigenvalue"]

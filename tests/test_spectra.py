@@ -7,7 +7,8 @@ from test_traces import LOSSES, SAMPLES, WEIGHTS, Setting
 from torch.func import hessian, jacrev
 
 from amq_onnx.errors import DataError
-from amq_onnx.spectra import measure_spectra
+from amq_onnx.quantizer.affine import round_trip
+from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 
 
 def measured(setting, labels=None, **options):
@@ -64,3 +65,29 @@ def test_the_batch_size_changes_nothing_and_the_seed_the_start_alone():
 def test_the_hessian_needs_labels():
     with pytest.raises(DataError, match="labels"):
         measured(Setting(), method="hessian")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_eigenvalues_of_activations_are_those_of_each_samples_block(loss):
+    setting = Setting(loss)
+    found = measure_activation_eigenvalues(
+        setting.executor, setting.data(), setting.encodings, setting.heads, [setting.loss], batch_size=2
+    )
+    for name, encodings in setting.encodings.items():
+        values = setting.values[name]
+        point = setting.point(name)
+        at = setting.scores(name, point)
+        jacobian = jacrev(lambda p, name=name: setting.scores(name, p))(point)
+        target = torch.from_numpy(setting.labels)
+        curvature = hessian(lambda z, target=target: setting.loss.value(z, target).sum())(at)
+        tops = [
+            float(torch.linalg.eigvalsh(own.T @ curvature[n, :, n] @ own)[-1])
+            for n in range(SAMPLES)
+            for own in [jacobian[n][:, n]]
+        ]
+        # Two eigenvalues close to each other keep the iterations from the larger.
+        np.testing.assert_allclose(found[name].values, tops, rtol=0.1)
+        assert found[name].elements == values.shape[1]
+        for bits, encoding in encodings.items():
+            errors = np.square(round_trip(values, encoding).astype(np.float64) - values).sum(1)
+            assert found[name].perturbation[bits] == pytest.approx((np.array(tops) * errors).mean(), rel=0.1)

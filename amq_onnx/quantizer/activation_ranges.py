@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
@@ -61,6 +62,15 @@ def activation_encoding(low: float, high: float, bits: int) -> Encoding:
         scale = np.nextafter(scale, np.float32(0))
     zero_point = int(np.clip(np.rint(-low / float(scale)), 0, levels))
     return Encoding(bits=bits, signed=False, scale=np.asarray(scale, np.float32), zero_point=zero_point)
+
+
+def mean_squared_error(histogram: StreamingHistogram, low: float, high: float, bits: int) -> float:
+    """What rounding to `bits` bits that cover [low, high] does to a number of the histogram, squared, in the mean."""
+    if not histogram.count:
+        return 0.0
+    centres, amounts = histogram.centres()
+    rounded = round_trip(centres.astype(np.float32), activation_encoding(low, high, bits))
+    return float(np.square(rounded - centres) @ amounts / amounts.sum())
 
 
 class _Search:

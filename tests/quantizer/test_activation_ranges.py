@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
+from amq_onnx.quantizer.activation_ranges import mean_squared_error as error_of_bins
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
@@ -33,6 +34,19 @@ def mean_squared_error(values, low, high, bits):
     values = np.asarray(values, np.float32)
     error = round_trip(values, activation_encoding(low, high, bits)).astype(np.float64) - values
     return np.square(error).mean()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_error_of_the_bins_is_that_of_the_numbers(name, bits):
+    values = np.asarray(SAMPLES[name], np.float32)
+    low, high = activation_range(histogram_of(values), bits, "mse")
+    exact = mean_squared_error(values, low, high, bits)
+    assert error_of_bins(histogram_of(values), low, high, bits) == pytest.approx(exact, rel=0.05)
+
+
+def test_nothing_seen_has_no_error():
+    assert error_of_bins(StreamingHistogram(), 0.0, 1.0, 4) == 0.0
 
 
 def brute_force(values, bits):
