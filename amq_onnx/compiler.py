@@ -110,11 +110,7 @@ class Compiler:
             allocation = self._optimum(allowed - self.base)
             if allocation is None:
                 break
-            plan = self.space.plan(allocation)
-            model = self.build(plan)
-            candidate = Candidate(
-                allocation, plan, model, len(model_bytes(model)), self.base + self.space.bytes(allocation)
-            )
+            candidate = self.candidate(allocation)
             if candidate.bytes <= budget:
                 return candidate
             # Lengths of names and of protobuf's own prefixes can be off by a few bytes.
@@ -123,6 +119,16 @@ class Compiler:
             f"no plan fits {budget:,} bytes: the smallest file with these widths has {self.least_bytes:,} "
             f"(--size {self.least_bytes}B); a smaller one needs narrower --bits"
         )
+
+    def candidate(self, allocation: Allocation) -> Candidate:
+        """The file of an allocation, however it was chosen."""
+        plan = self.space.plan(allocation)
+        model = self.build(plan)
+        return Candidate(allocation, plan, model, len(model_bytes(model)), self.predicted_bytes(allocation))
+
+    def predicted_bytes(self, allocation: Allocation) -> int:
+        """Bytes of an allocation's file, but for a few."""
+        return self.base + self.space.bytes(allocation)
 
     def _optimum(self, budget: int) -> Allocation | None:
         """The allocation of least loss whose bytes, with what it shares, are within `budget`.
