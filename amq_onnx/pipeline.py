@@ -123,7 +123,7 @@ def quantize(
     equalize = equalize if sensitivity is None else sensitivity.equalized
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target, equalize=equalize)
     calibration = dataset(data, proto)
-    tuner = _tuner(tune, calibration, Checkpoint(checkpoint, resume), progress)
+    tuner = tuner_for(tune, calibration, Checkpoint(checkpoint, resume), progress)
     if sensitivity is None:
         if calibration is None:
             raise UsageError("sensitivity needs calibration data: give --data (or --random)")
@@ -189,19 +189,23 @@ class _Builder:
         candidate = self.compiler.best(budget)
         if self.tuner is None:
             return candidate
-        learned: list[Tuned] = []
-
-        def tune(model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
-            assert self.tuner is not None
-            learned.append(self.tuner(model, quantized, str(candidate.bytes), self.compiler.space.sensitivity.loss))
-            return learned[0].values
-
-        candidate = self.compiler.tuned(candidate, tune)
-        self.tuned[candidate.bytes] = learned[0]
+        candidate, learned = tuned(self.compiler, candidate, self.tuner, str(candidate.bytes))
+        self.tuned[candidate.bytes] = learned
         return candidate
 
 
-def _tuner(
+def tuned(compiler: Compiler, candidate: Candidate, tuner: Tuner, name: str) -> tuple[Candidate, Tuned]:
+    """`candidate` with what `tuner` has learned for it. name: tells its checkpoint from others'."""
+    found: list[Tuned] = []
+
+    def tune(model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+        found.append(tuner(model, quantized, name, compiler.space.sensitivity.loss))
+        return found[0].values
+
+    return compiler.tuned(candidate, tune), found[0]
+
+
+def tuner_for(
     tune: TuneMethod | TuningOptions | None,
     calibration: Dataset | None,
     checkpoint: Checkpoint,
@@ -227,7 +231,7 @@ def _smallest(
     comparisons: dict[int, Comparison] = {}
 
     def drop_of(candidate: Candidate) -> float:
-        with _file_of(candidate.model) as path:
+        with file_of(candidate.model) as path:
             comparisons[candidate.bytes] = evaluator.compare(path)
         return comparisons[candidate.bytes].drop
 
@@ -242,12 +246,12 @@ def _smallest(
 
 
 def _verified(evaluator: Evaluator, model: onnx.ModelProto, comparison: Comparison | None = None) -> Verification:
-    with _file_of(model) as path:
+    with file_of(model) as path:
         return evaluator.timed(comparison or evaluator.compare(path), path)
 
 
 @contextmanager
-def _file_of(model: onnx.ModelProto) -> Iterator[Path]:
+def file_of(model: onnx.ModelProto) -> Iterator[Path]:
     """`model` written as it will be, for as long as it's looked at."""
     with tempfile.TemporaryDirectory(prefix="amq-") as folder:
         path = Path(folder) / "quantized.onnx"

@@ -18,6 +18,7 @@ _COMMANDS = {
     "frontier": "all sizes at once, from a sensitivity table",
     "apply": "write the file of a plan",
     "verify": "compare two files on data in onnxruntime",
+    "compare": "rival ways to choose widths, at the same size",
     "spectrum": "eigenvalues of the Hessian, weight by weight",
     "export": "write a PyTorch model as .onnx",
     "demo": "quantize and verify the model that ships in models/",

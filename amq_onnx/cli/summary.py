@@ -204,9 +204,15 @@ def print_verification(verification: Verification) -> None:
     console.table("verification", ["", "float", "quantized"], rows)
     console.table(
         "errors of the outputs",
-        ["output", "largest", "mean", "SQNR dB"],
+        ["output", "largest", "mean", "SQNR dB", "KL"],
         [
-            [name, console.real(error.largest), console.real(error.mean), f"{error.sqnr:.1f}"]
+            [
+                name,
+                console.real(error.largest),
+                console.real(error.mean),
+                f"{error.sqnr:.1f}",
+                "" if error.divergence is None else console.real(error.divergence),
+            ]
             for name, error in verification.outputs.items()
         ],
     )

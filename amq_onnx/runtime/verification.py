@@ -26,11 +26,15 @@ _KEPT_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class OutputError:
-    """Difference of one output from the full-precision model's: the largest and the mean absolute, and SQNR in dB."""
+    """Difference of one output from the full-precision model's: the largest and the mean absolute, and SQNR in dB.
+
+    divergence: of scores or probabilities [N, C], the mean over samples of KL(float || quantized); None for others.
+    """
 
     largest: float
     mean: float
     sqnr: float
+    divergence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +290,8 @@ class _RunningError:
     def __init__(self) -> None:
         self.largest = 0.0
         self.total = self.signal = self.noise = 0.0
-        self.count = 0
+        self.count = self.samples = 0
+        self.divergence = 0.0
 
     def add(self, reference: np.ndarray, found: np.ndarray) -> None:
         if reference.dtype.kind != "f" or not reference.size:
@@ -297,8 +302,22 @@ class _RunningError:
         self.signal += float(np.square(reference, dtype=np.float64).sum())
         self.noise += float(np.square(difference).sum())
         self.count += reference.size
+        if reference.ndim == 2 and reference.shape[1] > 1:
+            first, second = _log_probabilities(reference), _log_probabilities(found)
+            self.divergence += float((np.exp(first) * (first - second)).sum())
+            self.samples += len(reference)
 
     def result(self) -> OutputError:
         noiseless = self.noise == 0
         sqnr = float("inf") if noiseless else 10 * float(np.log10(max(self.signal, 1e-300) / self.noise))
-        return OutputError(self.largest, self.total / max(1, self.count), sqnr)
+        divergence = self.divergence / self.samples if self.samples else None
+        return OutputError(self.largest, self.total / max(1, self.count), sqnr, divergence)
+
+
+def _log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Of softmax over the classes, [N, C]; of rows that are probabilities already, their own."""
+    values = scores.astype(np.float64)
+    if (values >= 0).all() and np.allclose(values.sum(1), 1, atol=1e-3):
+        return np.asarray(np.log(np.maximum(values, 1e-12)))
+    values = values - values.max(1, keepdims=True)
+    return np.asarray(values - np.log(np.exp(values).sum(1, keepdims=True)))

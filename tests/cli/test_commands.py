@@ -201,7 +201,7 @@ def test_verify_of_a_model_with_itself(amq, case, tmp_path, read_json):
     assert ran.code == 0, ran.err
     found = read_json(summary)
     assert (found["metric"], found["float_score"], found["drop"], found["samples"]) == ("agreement", 1, 0, 7)
-    assert found["outputs"]["scores"] == {"largest": 0, "mean": 0, "sqnr": None}
+    assert found["outputs"]["scores"] == {"largest": 0, "mean": 0, "sqnr": None, "divergence": 0}
 
 
 def test_verify_gate(amq, case, tmp_path, quantized):

@@ -1,0 +1,155 @@
+"""amq compare: rival ways to choose widths, at the same size and with the same tuning."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, cast
+
+from amq_onnx.cli import console, options
+from amq_onnx.cli.summary import mean_bits, write_json
+from amq_onnx.comparison import STRATEGIES, ComparisonTable, Strategy, compare
+from amq_onnx.errors import UsageError
+from amq_onnx.model.data import Dataset, open_data
+from amq_onnx.model.file import read_model
+from amq_onnx.runtime.session import PROVIDERS, silence_runtime
+from amq_onnx.runtime.verification import check_gate
+from amq_onnx.strategies.haq import AgentOptions
+
+_DEFAULT = ",".join(name for name in STRATEGIES if name != "haq")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    options.add_model(parser)
+    parser.add_argument("--size", metavar="4MB|300KB|0.2|20%", help="bound on every file")
+    parser.add_argument("--uniform-bits", type=int, metavar="N", help="the size of the file with all weights at N bits")
+    parser.add_argument(
+        "--strategies", default=_DEFAULT, metavar="A,B", help=f"of {', '.join(STRATEGIES)} (default: all but haq)"
+    )
+    options.add_data(parser, "calibration inputs")
+    parser.add_argument("--eval", metavar="DATA", help="data to verify on (default: the calibration data)")
+    options.add_widths(parser)
+    options.add_graph(parser)
+    options.add_measurement(parser)
+    options.add_tuning(parser)
+    default = AgentOptions()
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=default.episodes,
+        metavar="N",
+        help="plans that haq tries (default: %(default)s)",
+    )
+    parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
+    parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu", help="execution provider to verify on")
+    parser.add_argument("--output", "-o", type=Path, metavar="FOLDER", help="keep the files there")
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    options.require_writable(arguments, "json")
+    if arguments.output is not None and not arguments.output.is_dir():
+        raise UsageError(f"-o '{arguments.output}' is no folder: make it first")
+    if arguments.granularity != "layer":
+        raise UsageError("--granularity channel is not for comparisons: the rivals choose a width a layer")
+    if arguments.sensitivity is not None:
+        raise UsageError("--sensitivity has no meaning here: name the strategies with --strategies")
+    if arguments.equalize:
+        raise UsageError("--equalize is not for comparisons")
+    if arguments.episodes < 1:
+        raise UsageError("--episodes must be 1 or more")
+    check_gate(arguments.metric, None)
+    bits, activation_bits = options.checked_widths(arguments)
+    measurement = options.measurement(arguments)
+    model = read_model(arguments.model)
+    data = options.opened(arguments, model)
+    assert isinstance(data, Dataset)
+    tuning = options.tuning(arguments)
+    silence_runtime()
+    with console.progress() as progress:
+        table = compare(
+            arguments.model,
+            data,
+            size=arguments.size,
+            uniform_bits=arguments.uniform_bits,
+            strategies=cast("list[Strategy]", [name.strip() for name in arguments.strategies.split(",")]),
+            bits=bits,
+            activation_bits=activation_bits,
+            activation_average=arguments.activation_average,
+            exclude=arguments.exclude,
+            target=arguments.target,
+            opset=arguments.opset,
+            options=measurement,
+            tune="none" if tuning.method is None else tuning,
+            agent=AgentOptions(arguments.episodes, seed=arguments.seed),
+            evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
+            metric=arguments.metric,
+            provider=arguments.provider,
+            output=arguments.output,
+            progress=progress,
+        )
+    write_json(arguments.json, comparison_data(table))
+    _print(table)
+
+
+def _print(table: ComparisonTable) -> None:
+    first = table.rows[0].comparison
+    console.table(
+        f"strategies at {console.count(table.budget)} bytes "
+        f"({console.percent(table.budget / table.float_bytes)} of the float file), {first.samples} samples, float "
+        f"{first.metric} {first.float_score:.4f}",
+        ["strategy", "bytes", "mean bits", first.metric, "drop (95 % interval)", "KL", "Ω by traces", "search, s"],
+        [
+            [
+                row.strategy,
+                console.count(row.bytes),
+                f"{mean_bits(row.plan, table.traces):.2f}",
+                f"{row.comparison.quantized_score:.4f}",
+                _drop(row.comparison.drop, row.comparison.drop_interval),
+                _divergence(row.comparison.outputs),
+                console.real(row.perturbation),
+                f"{row.seconds:.1f}" + (f" ({row.files} files)" if row.files else ""),
+            ]
+            for row in table.rows
+        ],
+    )
+
+
+def _drop(drop: float, interval: Any) -> str:
+    return f"{drop:.4f}" if interval is None else f"{drop:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+
+
+def _divergence(outputs: Any) -> str:
+    known = [error.divergence for error in outputs.values() if error.divergence is not None]
+    return console.real(sum(known)) if known else ""
+
+
+def comparison_data(table: ComparisonTable) -> dict[str, Any]:
+    """A comparison as plain data for JSON."""
+    return {
+        "budget_bytes": table.budget,
+        "float_bytes": table.float_bytes,
+        "rows": [
+            {
+                "strategy": row.strategy,
+                "bytes": row.bytes,
+                "mean_weight_bits": mean_bits(row.plan, table.traces),
+                "metric": row.comparison.metric,
+                "samples": row.comparison.samples,
+                "float_score": row.comparison.float_score,
+                "score": row.comparison.quantized_score,
+                "drop": row.comparison.drop,
+                "drop_interval": row.comparison.drop_interval,
+                "divergence": {name: error.divergence for name, error in row.comparison.outputs.items()},
+                "sqnr": {name: error.sqnr for name, error in row.comparison.outputs.items()},
+                "perturbation": row.perturbation,
+                "seconds": row.seconds,
+                "files": row.files,
+                "weights": row.plan.weights,
+                "activations": {name: site.bits for name, site in row.plan.activations.items()},
+            }
+            for row in table.rows
+        ],
+    }
