@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import file_bytes, read_model, write_model
 from amq_onnx.pipeline import check_widths, file_of, tuned, tuner_for
 from amq_onnx.plan import Plan
-from amq_onnx.rewriting import prepare
+from amq_onnx.rewriting import Prepared, prepare
 from amq_onnx.runtime.verification import Comparison, Evaluator
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.sizes import parse_size
@@ -44,7 +45,7 @@ _REWARD_SAMPLES = 256
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What became of one strategy.
+    """What became of one strategy at one budget, in bytes.
 
     perturbation: sum of the plan's mean-trace(H) ||Q(W) - W||^2, whatever the strategy went by. comparison: with the
     float model, on the data to verify on. seconds: from the data to the widths, the ranges of activations included.
@@ -52,6 +53,7 @@ class Row:
     """
 
     strategy: Strategy
+    budget: int
     plan: Plan
     bytes: int
     perturbation: float
@@ -62,9 +64,8 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonTable:
-    """All rows; budget in bytes; the table of traces, by which perturbations are told."""
+    """All rows, budget by budget; the table of traces, by which perturbations are told."""
 
-    budget: int
     float_bytes: int
     traces: Sensitivity
     rows: tuple[Row, ...]
@@ -74,8 +75,8 @@ def compare(
     model: str | Path,
     data: Dataset,
     *,
-    size: str | float | None = None,
-    uniform_bits: int | None = None,
+    sizes: Sequence[str | float] = (),
+    uniform_bits: Sequence[int] = (),
     strategies: Sequence[Strategy] = STRATEGIES,
     bits: Sequence[int] = tuple(range(2, 9)),
     activation_bits: Sequence[int] | None = (8,),
@@ -92,9 +93,10 @@ def compare(
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> ComparisonTable:
-    """Choose widths by each of `strategies` for files of at most `size`, and verify all of them alike.
+    """Choose widths by each of `strategies` for files of at most each of `sizes`, and verify all of them alike.
 
-    size: as of `amq_onnx.quantize`; or uniform_bits: the bytes of the file whose weights all have so many bits.
+    sizes: each as of `amq_onnx.quantize`; uniform_bits: more of them, the bytes of files whose weights all have so many
+    bits.
     options: of the measurements, but for their method; random draws and the agent follow from their seed. tune: what is
     learned once the widths are chosen. evaluation: data to verify on, by default `data`. output: a folder for the
     files, each named after its strategy.
@@ -106,78 +108,117 @@ def compare(
     unknown = sorted(set(strategies) - set(STRATEGIES))
     if unknown:
         raise UsageError(f"--strategies: '{unknown[0]}' is unknown: use {', '.join(STRATEGIES)}")
-    if (size is None) == (uniform_bits is None):
-        raise UsageError("give either --size or --uniform-bits")
-    if uniform_bits is not None and uniform_bits not in bits:
-        raise UsageError(f"--uniform-bits {uniform_bits} is not among --bits")
+    if not sizes and not uniform_bits:
+        raise UsageError("give --size or --uniform-bits")
+    if missing := sorted(set(uniform_bits) - set(bits)):
+        raise UsageError(f"--uniform-bits {missing[0]} is not among --bits")
     if "haq" in strategies:
         haq.require_agent()
     proto = read_model(path)
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     options = options or SensitivityOptions()
 
-    def table(method: Method) -> tuple[Compiler, float]:
-        start = time.perf_counter()
-        settings = replace(options, method=method)
-        found = measure_sensitivity(prepared, data, bits, activation_bits, settings, progress)
-        compiler = Compiler(prepared, found, bits, activation_bits, activation_average=activation_average)
-        return compiler, time.perf_counter() - start
-
-    # What all need first: scales of weights and ranges of activations.
-    ranges, ranges_seconds = table("norm")
-    traced, traced_seconds = table("gauss-newton")
+    tables = _Tables(prepared, data, bits, activation_bits, activation_average, options, progress)
+    original = file_bytes(path)
+    traced, _ = tables("gauss-newton")
     traces = traced.space.sensitivity
-    if uniform_bits is None:
-        assert size is not None
-        budget = parse_size(size).bytes(file_bytes(path))
-    else:
-        budget = uniform_bytes(traced, uniform_bits)
-    seed = options.seed
+    budgets = [parse_size(size).bytes(original) for size in sizes]
+    budgets += [uniform_bytes(traced, width) for width in uniform_bits]
+    reward = _Reward(path, data, traced, metric, progress) if "haq" in strategies else None
     evaluator = Evaluator(path, evaluation or data, metric=metric, provider=provider, progress=progress)
     tuner = tuner_for(tune, data, Checkpoint(None), progress)
-
-    def searched(strategy: Strategy) -> tuple[Compiler, Candidate, float, int]:
-        if strategy in _METHODS:
-            method = _METHODS[strategy]
-            measured = {"norm": (ranges, ranges_seconds), "gauss-newton": (traced, traced_seconds)}
-            compiler, seconds = measured.get(method) or table(method)
-            start = time.perf_counter()
-            best = compiler.best(budget)
-            return compiler, best, seconds + time.perf_counter() - start, 0
-        start = time.perf_counter()
-        files = 0
-        if strategy == "haq":
-            reward = _Reward(path, data.first(_REWARD_SAMPLES), traced, metric, progress)
-            found = haq.search(traced, budget, reward, agent or haq.AgentOptions(seed=seed))
-            choice, files = found.allocation.choice, reward.files
-            problem = traced.space.problem
-            candidate = fitting(
-                traced, budget, lambda allowed: problem.allocation(haq.lowered(traced, choice, allowed))
-            )
-        else:
-            choose: dict[str, Callable[[int], Allocation]] = {
-                "uniform": lambda allowed: uniform(traced, allowed),
-                "random": lambda allowed: random_widths(traced, allowed, seed),
-                "worst": lambda allowed: worst(traced, allowed, _order(traces)),
-            }
-            candidate = fitting(traced, budget, choose[strategy])
-        before = traced_seconds if strategy == "worst" else ranges_seconds
-        return traced, candidate, before + time.perf_counter() - start, files
-
     rows = []
-    for number, strategy in enumerate(strategies):
-        compiler, candidate, seconds, files = searched(strategy)
-        if tuner is not None:
-            candidate, _ = tuned(compiler, candidate, tuner, strategy)
-        with file_of(candidate.model) as written:
-            comparison = evaluator.compare(written)
-        if output is not None:
-            write_model(candidate.model, output / f"{strategy}.onnx")
-        perturbation = predicted(traces, candidate.plan)
-        rows.append(Row(strategy, candidate.plan, candidate.bytes, perturbation, comparison, seconds, files))
-        if progress is not None:
-            progress("strategies", number + 1, len(strategies))
-    return ComparisonTable(budget, file_bytes(path), traces, tuple(rows))
+    for budget in budgets:
+        for strategy in strategies:
+            searched = _searched(strategy, tables, budget, agent or haq.AgentOptions(seed=options.seed), reward)
+            candidate = searched.candidate
+            if tuner is not None:
+                candidate, _ = tuned(searched.compiler, candidate, tuner, f"{strategy}-{budget}")
+            with file_of(candidate.model) as written:
+                comparison = evaluator.compare(written)
+            if output is not None:
+                name = strategy if len(budgets) == 1 else f"{strategy}-{budget}"
+                write_model(candidate.model, output / f"{name}.onnx")
+            plan = candidate.plan
+            told = predicted(traces, plan)
+            found = (candidate.bytes, told, comparison, searched.seconds, searched.files)
+            rows.append(Row(strategy, budget, plan, *found))
+            if progress is not None:
+                progress("strategies", len(rows), len(strategies) * len(budgets))
+    return ComparisonTable(original, traces, tuple(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """Sensitivity tables by method, each measured once, and the seconds that it took."""
+
+    prepared: Prepared
+    data: Dataset
+    bits: Sequence[int]
+    activation_bits: Sequence[int] | None
+    activation_average: float | None
+    options: SensitivityOptions
+    progress: Progress | None
+    _known: dict[Method, tuple[Compiler, float]] = field(default_factory=dict)
+
+    def __call__(self, method: Method) -> tuple[Compiler, float]:
+        """The compiler of a method's table."""
+        if method not in self._known:
+            start = time.perf_counter()
+            options = replace(self.options, method=method)
+            table = measure_sensitivity(
+                self.prepared, self.data, self.bits, self.activation_bits, options, self.progress
+            )
+            average = self.activation_average
+            compiler = Compiler(self.prepared, table, self.bits, self.activation_bits, activation_average=average)
+            self._known[method] = compiler, time.perf_counter() - start
+        return self._known[method]
+
+
+@dataclass(frozen=True, eq=False)
+class _Searched:
+    """A plan as built, by which compiler, the seconds from the data to it, and how many files were evaluated."""
+
+    candidate: Candidate
+    compiler: Compiler
+    seconds: float
+    files: int = 0
+
+
+def _searched(
+    strategy: Strategy, tables: _Tables, budget: int, agent: haq.AgentOptions, reward: _Reward | None
+) -> _Searched:
+    """The widths that a strategy chooses, and their file."""
+    if strategy in _METHODS:
+        compiler, measured = tables(_METHODS[strategy])
+        start = time.perf_counter()
+        candidate = compiler.best(budget)
+        return _Searched(candidate, compiler, measured + time.perf_counter() - start)
+    traced, measured = tables("gauss-newton")
+    traces, problem = traced.space.sensitivity, traced.space.problem
+    if strategy != "worst":
+        _, measured = tables("norm")  # scales and ranges are all that the others need to know
+    start = time.perf_counter()
+    files = 0
+    choose: Callable[[int], Allocation]
+    match strategy:
+        case "uniform":
+            choose = partial(uniform, traced)
+        case "random":
+            choose = partial(random_widths, traced, seed=tables.options.seed)
+        case "worst":
+            choose = partial(worst, traced, order=_order(traces))
+        case _:
+            assert reward is not None
+            known = reward.files
+            choice = haq.search(traced, budget, reward, agent).allocation.choice
+            files = reward.files - known
+
+            def choose(allowed: int) -> Allocation:
+                return problem.allocation(haq.lowered(traced, choice, allowed))
+
+    candidate = fitting(traced, budget, choose)
+    return _Searched(candidate, traced, measured + time.perf_counter() - start, files)
 
 
 def predicted(table: Sensitivity, plan: Plan) -> float:
@@ -193,7 +234,7 @@ class _Reward:
     def __init__(
         self, path: Path, data: Dataset, compiler: Compiler, metric: str | None, progress: Progress | None
     ) -> None:
-        self.evaluator = Evaluator(path, data, metric=metric)
+        self.evaluator = Evaluator(path, data.first(_REWARD_SAMPLES), metric=metric)
         self.compiler = compiler
         self.progress = progress
         self.files = 0

@@ -22,8 +22,16 @@ _DEFAULT = ",".join(name for name in STRATEGIES if name != "haq")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     options.add_model(parser)
-    parser.add_argument("--size", metavar="4MB|300KB|0.2|20%", help="bound on every file")
-    parser.add_argument("--uniform-bits", type=int, metavar="N", help="the size of the file with all weights at N bits")
+    parser.add_argument(
+        "--size", default="", metavar="4MB|300KB|0.2|20%", help="bound on every file, or several: 0.1,0.2"
+    )
+    parser.add_argument(
+        "--uniform-bits",
+        type=options.widths,
+        default=(),
+        metavar="4|2-4",
+        help="the size of the file with all weights at so many bits",
+    )
     parser.add_argument(
         "--strategies", default=_DEFAULT, metavar="A,B", help=f"of {', '.join(STRATEGIES)} (default: all but haq)"
     )
@@ -72,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         table = compare(
             arguments.model,
             data,
-            size=arguments.size,
+            sizes=[size.strip() for size in arguments.size.split(",") if size.strip()],
             uniform_bits=arguments.uniform_bits,
             strategies=cast("list[Strategy]", [name.strip() for name in arguments.strategies.split(",")]),
             bits=bits,
@@ -95,26 +103,27 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _print(table: ComparisonTable) -> None:
-    first = table.rows[0].comparison
-    console.table(
-        f"strategies at {console.count(table.budget)} bytes "
-        f"({console.percent(table.budget / table.float_bytes)} of the float file), {first.samples} samples, float "
-        f"{first.metric} {first.float_score:.4f}",
-        ["strategy", "bytes", "mean bits", first.metric, "drop (95 % interval)", "KL", "Ω by traces", "search, s"],
-        [
+    for budget in dict.fromkeys(row.budget for row in table.rows):
+        rows = [row for row in table.rows if row.budget == budget]
+        first = rows[0].comparison
+        console.table(
+            f"strategies at {console.count(budget)} bytes ({console.percent(budget / table.float_bytes)} of the float "
+            f"file), {first.samples} samples, float {first.metric} {first.float_score:.4f}",
+            ["strategy", "bytes", "mean bits", first.metric, "drop (95 % interval)", "KL", "Ω by traces", "search, s"],
             [
-                row.strategy,
-                console.count(row.bytes),
-                f"{mean_bits(row.plan, table.traces):.2f}",
-                f"{row.comparison.quantized_score:.4f}",
-                _drop(row.comparison.drop, row.comparison.drop_interval),
-                _divergence(row.comparison.outputs),
-                console.real(row.perturbation),
-                f"{row.seconds:.1f}" + (f" ({row.files} files)" if row.files else ""),
-            ]
-            for row in table.rows
-        ],
-    )
+                [
+                    row.strategy,
+                    console.count(row.bytes),
+                    f"{mean_bits(row.plan, table.traces):.2f}",
+                    f"{row.comparison.quantized_score:.4f}",
+                    _drop(row.comparison.drop, row.comparison.drop_interval),
+                    _divergence(row.comparison.outputs),
+                    console.real(row.perturbation),
+                    f"{row.seconds:.1f}" + (f" ({row.files} files)" if row.files else ""),
+                ]
+                for row in rows
+            ],
+        )
 
 
 def _drop(drop: float, interval: Any) -> str:
@@ -129,11 +138,11 @@ def _divergence(outputs: Any) -> str:
 def comparison_data(table: ComparisonTable) -> dict[str, Any]:
     """A comparison as plain data for JSON."""
     return {
-        "budget_bytes": table.budget,
         "float_bytes": table.float_bytes,
         "rows": [
             {
                 "strategy": row.strategy,
+                "budget_bytes": row.budget,
                 "bytes": row.bytes,
                 "mean_weight_bits": mean_bits(row.plan, table.traces),
                 "metric": row.comparison.metric,

@@ -28,7 +28,7 @@ def test_every_strategy_gets_a_file_within_the_same_bytes(compared, read_json):
     for row in found["rows"]:
         written = folder / f"{row['strategy']}.onnx"
         onnx.checker.check_model(onnx.load(written))
-        assert written.stat().st_size == row["bytes"] <= found["budget_bytes"]
+        assert written.stat().st_size == row["bytes"] <= row["budget_bytes"]
         assert set(row["activations"].values()) <= set(range(4, 9))
         assert row["seconds"] > 0
         assert row["divergence"]["scores"] >= 0
@@ -46,7 +46,7 @@ def test_the_uniform_file_has_one_width_and_all_the_bytes(compared, read_json):
     found = read_json(compared[1])
     row = next(row for row in found["rows"] if row["strategy"] == "uniform")
     assert set(row["weights"].values()) == {4} and set(row["activations"].values()) == {6}
-    assert row["bytes"] == found["budget_bytes"]
+    assert row["bytes"] == row["budget_bytes"]
 
 
 def test_tuning_is_the_same_for_all(amq, case, read_json, tmp_path):
@@ -63,10 +63,9 @@ def test_tuning_is_the_same_for_all(amq, case, read_json, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "give either --size or --uniform-bits"),
-        (("--size", ".3", "--uniform-bits", "4"), "give either --size or --uniform-bits"),
+        ((), "give --size or --uniform-bits"),
         (("--size", ".3", "--strategies", "trace,best"), "'best' is unknown"),
-        (("--uniform-bits", "9"), "--uniform-bits 9 is not among --bits"),
+        (("--uniform-bits", "1"), "--uniform-bits 1 is not among --bits"),
         (("--size", ".3", "--sensitivity", "norm"), "--strategies"),
         (("--size", ".3", "--granularity", "channel"), "--granularity channel"),
         (("--size", ".3", "--equalize"), "--equalize"),
@@ -89,6 +88,18 @@ def test_the_table_names_bytes_and_search_time(amq, case):
     assert found.code == 0
     for word in ("norm", "random", "search", "KL", "top1"):
         assert word in found.out
+
+
+def test_several_sizes_share_what_is_measured(amq, case, read_json, tmp_path):
+    common = ("compare", case.model, "--data", case.data, *FAST, "--strategies", "hybrid,norm")
+    assert amq(*common, "--size", ".2,.4", "--uniform-bits", 4, "-o", tmp_path, "--json", tmp_path / "t.json").code == 0
+    rows = read_json(tmp_path / "t.json")["rows"]
+    assert [row["strategy"] for row in rows] == ["hybrid", "norm"] * 3
+    assert [row["budget_bytes"] for row in rows[:4]] == [int(0.2 * case.bytes)] * 2 + [int(0.4 * case.bytes)] * 2
+    assert len(list(tmp_path.glob("*.onnx"))) == 6
+    assert amq(*common, "--size", ".4", "--json", tmp_path / "one.json").code == 0
+    alone = read_json(tmp_path / "one.json")["rows"]
+    assert [row["weights"] for row in alone] == [row["weights"] for row in rows[2:4]]
 
 
 def test_random_follows_the_seed(amq, case, read_json, tmp_path):
