@@ -19,18 +19,27 @@ _CORRECTIONS = 4
 
 
 def fitting(compiler: Compiler, budget: int, choose: Callable[[int], Allocation]) -> Candidate:
-    """The file of what `choose` makes of a budget in bytes, of no more than `budget` bytes.
+    """The file of what `choose` makes of a budget in bytes, of no more than `budget` bytes; the smallest file there is
+    where that is above the budget time and again.
 
-    Raises BudgetError where `choose` does, or ends up above the budget time and again.
+    Raises BudgetError where no file fits.
     """
     allowed = budget
     for _ in range(_CORRECTIONS):
-        candidate = compiler.candidate(choose(allowed))
+        try:
+            candidate = compiler.candidate(choose(allowed))
+        except BudgetError:
+            break
         if candidate.bytes <= budget:
             return candidate
-        # Lengths of names and of protobuf's own prefixes can be off by a few bytes.
+        # Lengths of names and of protobuf's own prefixes can be off by a few bytes; what widths share, by more.
         allowed -= candidate.bytes - budget
-    raise BudgetError(f"no plan of this strategy has {budget:,} bytes or less: give a larger --size")
+    if compiler.least_bytes <= budget:
+        return compiler.candidate(compiler.least)
+    raise BudgetError(
+        f"no plan fits {budget:,} bytes: the smallest file with these widths has {compiler.least_bytes:,}; give a "
+        "larger --size"
+    )
 
 
 def uniform(compiler: Compiler, budget: int) -> Allocation:
@@ -153,12 +162,16 @@ def _place(
 ) -> None:
     """Options of `sites` that never rise along them, of the largest loss among those whose cost is the budget's.
 
-    Costs are rounded up to steps of the budget, so that what is found is within it.
+    Costs above the least are rounded up to steps of what the budget has for them, so that what is found is within it.
     """
     if not sites:
         return
+    least = {index: min(cost[index]) for index in sites}
+    budget -= sum(least.values())
     step = max(1, -(-budget // _STEPS))
-    steps = max(0, budget // step)
+    steps = budget // step
+    if budget < 0:
+        raise BudgetError(f"the narrowest widths are beyond the budget of {what}: raise it")
     widest = max(len(loss[index]) for index in sites)
     best = np.full((widest, steps + 1), -np.inf)
     chosen: list[NDArray[np.int16]] = []
@@ -178,20 +191,19 @@ def _place(
                 before[option], source[option] = running, origin
         best = np.full((widest, steps + 1), -np.inf)
         for option, (gain, taken) in enumerate(zip(loss[index], cost[index], strict=True)):
-            whole = -(-taken // step)
+            whole = -(-(taken - least[index]) // step)
             if whole <= steps:
                 best[option, whole:] = before[option, : steps + 1 - whole] + gain
         chosen.append(source)
     reachable = np.flatnonzero(np.isfinite(best.max(axis=0)))
-    if not len(reachable):
-        raise BudgetError(f"the narrowest widths are beyond the budget of {what}: raise it")
     # Where no plan is that close, those of the largest size that there is.
-    first = min(int(steps * (1 - _SLACK)), int(reachable[-1]))
+    first = min(int(steps - _SLACK * (budget + sum(least.values())) / step), int(reachable[-1]))
+    first = max(0, first)
     option, total = divmod(int(np.argmax(best[:, first:])), steps + 1 - first)
     total += first
     for place, index in reversed(list(enumerate(sites))):
         choice[index] = option
-        total -= -(-cost[index][option] // step)
+        total -= -(-(cost[index][option] - least[index]) // step)
         option = int(chosen[place][option, total])
 
 

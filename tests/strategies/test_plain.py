@@ -65,6 +65,16 @@ def test_a_budget_below_the_narrowest_is_refused(compiler):
             fitting(compiler, compiler.base, choose)
 
 
+def test_a_budget_of_the_smallest_file_gives_it(compiler):
+    for choose in (
+        lambda allowed: random_widths(compiler, allowed, 0),
+        lambda allowed: worst(compiler, allowed, order_of(compiler.space.sensitivity)),
+    ):
+        found = fitting(compiler, compiler.least_bytes, choose)
+        assert found.bytes <= compiler.least_bytes
+        assert set(found.plan.weights.values()) == {WIDTHS[0]}
+
+
 @pytest.mark.parametrize("more", range(200, 3400, 400))
 def test_random_widths_use_the_budget_and_follow_from_the_seed(compiler, more):
     budget = uniform_bytes(compiler, 2) + more

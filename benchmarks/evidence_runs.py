@@ -1,0 +1,98 @@
+"""Runs the comparisons that docs/evidence.md tells of, and saves their figures in docs/evidence/.
+
+    AMQ_DATA=... python benchmarks/evidence_runs.py [--networks A,B] [--settings A,B] [--seeds 3]
+
+A file for each network, setting and seed, which is left alone where it is there; then `make evidence` writes the page.
+The networks of the digits need no AMQ_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from command import amq
+
+_HERE = Path(__file__).resolve().parent
+_MODELS = _HERE.parent / "models"
+RESULTS = _HERE.parent / "docs" / "evidence"
+_WIDTHS = "hybrid,trace,eigenvalue,norm,uniform,worst,random"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, its calibration and test data, and options of its measurements."""
+
+    path: str
+    calibration: str
+    test: str
+    options: tuple[str, ...] = ()
+
+
+def _digits(kind: str) -> Network:
+    return Network(
+        str(_MODELS / f"digits_{kind}.onnx"), f"{_HERE}/evidence_data.py:digits", f"{_MODELS}/digits.py:test"
+    )
+
+
+def _cifar(path: str) -> Network:
+    return Network(path, f"{_HERE}/evidence_data.py:cifar", f"{_HERE}/real_data.py:resnet20_test")
+
+
+NETWORKS = {
+    **{f"digits-{kind}": _digits(kind) for kind in ("resnet", "inception", "squeezenext", "transformer")},
+    **{f"cifar-{kind}": _cifar(f"{_MODELS}/cifar_{kind}.onnx") for kind in ("residual", "inception", "squeezenext")},
+    "resnet20": _cifar(f"{os.environ.get('AMQ_DATA', '')}/resnet20_cifar10_op20.onnx"),
+    "mobilenetv2": Network(
+        f"{os.environ.get('AMQ_DATA', '')}/mobilenetv2_imagenet_op20.onnx",
+        f"{_HERE}/real_data.py:mobilenetv2_calibration",
+        f"{_HERE}/real_data.py:mobilenetv2_test",
+        ("--curvature-samples", "64"),
+    ),
+}
+_MIXED = ("--activation-bits", "3-8", "--activation-average", "5")
+SETTINGS = {
+    "plain": ("--uniform-bits", "3-4", "--strategies", _WIDTHS),
+    "mixed": ("--uniform-bits", "4", *_MIXED, "--strategies", _WIDTHS),
+    "tuned": ("--uniform-bits", "3", "--strategies", _WIDTHS, "--tune", "rounding", "--tune-steps", "300"),
+    "mixed-tuned": (
+        *("--uniform-bits", "4", *_MIXED, "--strategies", "hybrid,trace,norm,uniform"),
+        *("--tune", "rounding", "--tune-steps", "300"),
+    ),
+    "haq": ("--uniform-bits", "3", "--strategies", "trace,haq", "--episodes", "600"),
+}
+
+
+def main() -> None:
+    """Run what isn't there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--settings", default="plain,mixed,tuned")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for setting in arguments.settings.split(","):
+        for name in arguments.networks.split(","):
+            network = NETWORKS[name]
+            for seed in range(arguments.seeds):
+                path = RESULTS / f"{name}.{setting}.{seed}.json"
+                if path.exists() or not Path(network.path).is_file():
+                    continue
+                os.environ["EVIDENCE_SEED"] = str(seed)
+                with tempfile.TemporaryDirectory() as folder:
+                    saved = Path(folder) / "compared.json"
+                    options = [*SETTINGS[setting], *network.options, "--seed", str(seed), "--json", str(saved)]
+                    amq("compare", network.path, "--data", network.calibration, "--eval", network.test, *options)
+                    found = json.loads(saved.read_text())
+                path.write_text(
+                    json.dumps({"network": name, "setting": setting, "seed": seed, **found}, indent=1) + "\n"
+                )
+                print(path.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
