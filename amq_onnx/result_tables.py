@@ -139,9 +139,9 @@ def frontier_line(result: Result) -> str:
     """The ends of the frontier, in a sentence."""
     first, last = result.frontier[0], result.frontier[-1]
     return (
-        f"frontier: {len(result.frontier)} plans, from {count(first.bytes)} bytes (Ω {real(first.perturbation)}) to "
-        f"{count(last.bytes)} (Ω {real(last.perturbation)}); this one: {count(result.bytes)} "
-        f"(Ω {real(result.perturbation)})"
+        f"frontier: {len(result.frontier)} plans, from {count(first.bytes)} bytes (ΣΩ {real(first.perturbation)}) to "
+        f"{count(last.bytes)} (ΣΩ {real(last.perturbation)}); this one: {count(result.bytes)} "
+        f"(ΣΩ {real(result.perturbation)})"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from typing import TYPE_CHECKING
 
 from amq_onnx.formats import count, mix, percent, real
@@ -181,7 +181,8 @@ def prediction_figure(result: Result) -> go.Figure:
             x=[max(pairs[name][0], least) for name in names],
             y=values,
             error_y={
-                "array": [pairs[name][2] for name in names],
+                # A single sample has no standard error.
+                "array": [pairs[name][2] if isfinite(pairs[name][2]) else None for name in names],
                 # A logarithmic axis has no room below 0: bars that reach there end at the bottom.
                 "arrayminus": [min(pairs[name][2], value - least) for name, value in zip(names, values, strict=True)],
                 "symmetric": False,

@@ -65,7 +65,10 @@
     document.getElementById("plan-sites").replaceChildren(
       ...codes.map((code, site) => siteRow(plans.sites[site], code, own[site])));
     document.getElementById("plan-command").replaceChildren(
-      ...[...plans.command, "--size", `${bytes}B`].flatMap((word) => [element("span", "", word), " "]));
+      ...[...plans.command, "--size", `${bytes}B`].flatMap((word, place) => {
+        const shown = element("span", "", word);
+        return place ? [" ", shown] : [shown];
+      }));
     const [line, ring, star] = figures.frontier.data;
     const [from, place] = number === written ? [star, 0] : [line, number];
     [ring.x, ring.y] = [[from.x[place]], [from.y[place]]];

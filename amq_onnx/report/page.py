@@ -58,7 +58,7 @@ def report_page(result: Result, run: Run) -> str:
         "sensitivity": sensitivity_figure(shown),
         "bits": bits_figure(shown),
     }
-    if result.measured is not None and result.measured.losses:
+    if result.measured is not None:
         figures["prediction"] = prediction_figure(result)
     library, script = plotly_script(), _part("page.js")
     return Template(_part("page.html")).substitute(
@@ -170,8 +170,6 @@ def _bits_note(result: Result, sites: Sequence[Site]) -> str:
 def _prediction(result: Result) -> str:
     if result.measured is None:
         return "<p>Not measured, since there were no calibration data: give --data.</p>"
-    if not result.measured.losses:
-        return "<p>Nothing is quantized, so there is nothing to measure.</p>"
     said = predictions_line(result, result.measured)
     traces = ""
     if any(result.sensitivity.weights[name].trace is not None for name in result.plan.weights):
