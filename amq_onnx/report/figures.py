@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PLAIN = "%{text}<extra></extra>"
 # Marks of a colour bar that a telephone has room for.
-_TICKS = 4
+_TICKS = 3
 
 
 def frontier_figure(result: Result) -> go.Figure:
@@ -98,6 +98,7 @@ def sensitivity_figure(sites: Sequence[Site]) -> go.Figure:
         colorbar={
             "orientation": "h",
             "x": 0.5,
+            "tickangle": 0,
             "y": 1,
             "yanchor": "bottom",
             "ypad": 4,

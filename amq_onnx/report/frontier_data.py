@@ -8,6 +8,7 @@ from typing import Any
 from amq_onnx.formats import mix
 from amq_onnx.plan import Plan
 from amq_onnx.quantizer.encoding import Widths, mean_width
+from amq_onnx.report.plotting import labels
 from amq_onnx.report.sites import Site, decided
 from amq_onnx.result import Result
 
@@ -15,10 +16,12 @@ from amq_onnx.result import Result
 def frontier_data(result: Result, sites: list[Site]) -> dict[str, Any]:
     """Every plan in full, at a few characters a site.
 
-    sites: names. options: mean width and text of all widths that occur. points: of each plan [bytes, ΣΩ, mean bits of a
-    weight, [a number into `options` for each site]]; the last is that of the file that was written.
+    sites, labels: names, and short ones. options: mean width and text of all widths that occur. points: of each plan
+    [bytes, ΣΩ, mean bits of a weight, [a number into `options` for each site]]; the last is that of the file that was
+    written.
     """
     named = decided(sites)
+    names = [site.name for site in named]
     numbers: dict[Widths, int] = {}
 
     def codes(plan: Plan) -> list[int]:
@@ -34,7 +37,8 @@ def frontier_data(result: Result, sites: list[Site]) -> dict[str, Any]:
     ]
     return {
         "float": result.float_bytes,
-        "sites": [site.name for site in named],
+        "sites": names,
+        "labels": labels(names),
         "options": [[round(mean_width(widths), 3), mix(widths)] for widths in numbers],
         "points": points,
     }

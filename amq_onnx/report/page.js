@@ -26,7 +26,6 @@
   };
 
   const count = (number) => number.toLocaleString("en-US");
-  const shortened = (name) => (name.length <= 34 ? name : `${name.slice(0, 11)}…${name.slice(-22)}`);
 
   const element = (kind, name, text) => {
     const made = document.createElement(kind);
@@ -37,11 +36,11 @@
 
   const widest = Math.max(...plans.options.map(([mean]) => mean));
 
-  const siteRow = (name, code, own) => {
+  const siteRow = (site, code, own) => {
     const [mean, text] = plans.options[code];
     const row = element("div", code === own ? "site" : "site differs");
-    const label = element("span", "name", shortened(name));
-    label.title = name;
+    const label = element("span", "name", plans.labels[site]);
+    label.title = plans.sites[site];
     const bar = element("div", "bar");
     const filled = element("i", "");
     filled.style.width = `${(100 * mean) / widest}%`;
@@ -63,7 +62,7 @@
     document.getElementById("plan-facts").textContent =
       `ΣΩ ${perturbation.toPrecision(3)}, ${bits.toFixed(2)} bits a weight; ${compared}`;
     document.getElementById("plan-sites").replaceChildren(
-      ...codes.map((code, site) => siteRow(plans.sites[site], code, own[site])));
+      ...codes.map((code, site) => siteRow(site, code, own[site])));
     document.getElementById("plan-command").replaceChildren(
       ...[...plans.command, "--size", `${bytes}B`].flatMap((word, place) => {
         const shown = element("span", "", word);

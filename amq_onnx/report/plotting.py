@@ -23,6 +23,7 @@ SURFACE = "var(--surface)"
 HEAT = [[0, "var(--heat-low)"], [0.5, "var(--heat-middle)"], [1, "var(--heat-high)"]]
 
 _LABEL = 28
+_SEPARATORS = "./:"
 # Figures with a row a site: pixels a row while there are few, and most pixels of all.
 _ROW = 20
 _TALLEST = 6000
@@ -76,7 +77,7 @@ def name_rows(drawn: go.Figure, names: Sequence[str]) -> None:
     drawn.update_yaxes(
         tickmode="array",
         tickvals=list(range(0, len(names), step)),
-        ticktext=[escaped(shortened(name)) for name in names[::step]],
+        ticktext=[escaped(label) for label in labels(names)[::step]],
         range=[len(names) - 0.5, -0.5],
         tickfont={"size": 11},
         showgrid=False,
@@ -84,16 +85,38 @@ def name_rows(drawn: go.Figure, names: Sequence[str]) -> None:
 
 
 def escaped(text: str) -> str:
-    """`text` as it can stand in figures and in HTML: names come from the model file, and tags would be obeyed."""
-    return html.escape(text)
+    """`text` as it can stand in figures and between the tags of HTML: names come from the model file, and tags in them
+    would be obeyed."""
+    return html.escape(text, quote=False)  # figures would show the entity of a quote
 
 
-def shortened(name: str, most: int = _LABEL) -> str:
-    """`name` with its middle left out where it is longer than `most`: layers often differ at both ends."""
-    if len(name) <= most:
-        return name
-    front = (most - 1) // 3
-    return f"{name[:front]}…{name[len(name) - (most - 1 - front) :]}"
+def labels(names: Sequence[str], most: int = _LABEL) -> list[str]:
+    """Short forms of `names`, no longer than `most`, that still tell as many of them apart as can be.
+
+    What all have in common at both ends is left out, and of what is then too long the middle, the end or the front.
+    """
+    front = _common(names)
+    behind = _common([name[front:][::-1] for name in names])
+    bare = [name[front : len(name) - behind] for name in names]
+    room = most - 1
+    found = [
+        [name if len(name) <= most else f"{name[:kept]}…{name[len(name) - room + kept :]}" for name in bare]
+        for kept in (room // 3, room, 0)
+    ]
+    return max(found, key=lambda short: len(set(short)))
+
+
+def _common(names: Sequence[str]) -> int:
+    """How many characters all of several names begin with, up to a separator and less than any has."""
+    if len(names) < 2:
+        return 0
+    alike = 0
+    for place, characters in enumerate(zip(*(name[:-1] for name in names), strict=False)):
+        if len(set(characters)) > 1:
+            break
+        if characters[0] in _SEPARATORS:
+            alike = place + 1
+    return alike
 
 
 def above_zero(values: Iterable[float]) -> float:
