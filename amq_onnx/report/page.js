@@ -9,7 +9,13 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   // A finger on a figure scrolls the page.
   const touch = matchMedia("(pointer: coarse)").matches;
-  const settings = { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover" };
+  const settings = {
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: touch ? false : "hover",
+    // No button that leads away.
+    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+  };
 
   const coloured = (value, style) => {
     if (typeof value === "string") {

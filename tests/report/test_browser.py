@@ -139,6 +139,27 @@ def test_a_telephone_shows_one_column(opened, request, which):
     assert len(lefts) == 1
 
 
+def test_a_finger_scrolls_over_figures_and_taps_points(opened, hostile):
+    page = opened(hostile, viewport={"width": 380, "height": 800}, has_touch=True, is_mobile=True)
+    x, y = place_of(page, 0)
+    page.touchscreen.tap(x, y)
+    assert f"{hostile.frontier[0].bytes:,} bytes" in page.inner_text("#plan-title")
+    before = page.evaluate("scrollY")
+    finger = page.context.new_cdp_session(page)
+    for kind, places in (("Start", [0]), ("Move", [-40, -80, -120, -160]), ("End", [None])):
+        for moved in places:
+            points = [] if moved is None else [{"x": x, "y": y + 100 + moved}]
+            finger.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.wait_for_function("before => scrollY > before + 50", arg=before)
+
+
+def test_no_button_leads_away(opened, hostile):
+    page = opened(hostile)
+    page.hover("#frontier")
+    titles = [button.get_attribute("data-title") for button in page.locator("#frontier .modebar-btn").all()]
+    assert titles == ["Zoom", "Pan", "Reset axes", "Download plot as a PNG"]
+
+
 def test_dark_and_light_follow_the_reader(opened, hostile):
     page = opened(hostile, color_scheme="light")
     page.locator("#size").press("Home")
