@@ -83,8 +83,7 @@ def sensitivity_figure(sites: Sequence[Site]) -> go.Figure:
         [log10(max(site.omega[bits][0], least)) if bits in site.omega else None for bits in widths] for site in sites
     ]
     known = [level for row in levels for level in row if level is not None]
-    first, last = ceil(min(known)), floor(max(known))
-    decades = range(first, last + 1, 1 + (last - first) // _TICKS)
+    marks = _marks(min(known), max(known))
     drawn = figure(height=rows_height(len(sites)))
     drawn.add_heatmap(
         z=levels,
@@ -104,8 +103,8 @@ def sensitivity_figure(sites: Sequence[Site]) -> go.Figure:
             "ypad": 4,
             "thickness": 10,
             "outlinewidth": 0,
-            "tickvals": list(decades),
-            "ticktext": [f"1e{decade}" for decade in decades],
+            "tickvals": marks,
+            "ticktext": [real(10**mark) for mark in marks],
         },
     )
     chosen = [(widths.index(bits), row) for row, site in enumerate(sites) for bits in distinct(site.widths)]
@@ -123,6 +122,14 @@ def sensitivity_figure(sites: Sequence[Site]) -> go.Figure:
     )
     drawn.update_xaxes(range=[-0.5, len(widths) - 0.5])
     return drawn
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Decimal logarithms to name on a scale: a few of the whole ones, or the ends where there are not two."""
+    first, last = ceil(low), floor(high)
+    if first >= last:
+        return sorted({low, high})
+    return list(range(first, last + 1, 1 + (last - first) // _TICKS))
 
 
 def _cell(site: Site, bits: int) -> str:

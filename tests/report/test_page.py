@@ -204,6 +204,25 @@ def test_labels_tell_layers_apart(names, wanted):
     assert labels(names, 10) == wanted
 
 
+@pytest.mark.parametrize(
+    ("losses", "marks"),
+    [((2e-3, 7e-3), ["0.002", "0.007"]), ((0.0, 0.0), None), ((1e-9, 5.0), ["1e-09", "1e-05", "0.1"])],
+)
+def test_any_losses_have_a_scale(hostile, losses, marks):
+    table = hostile.sensitivity
+    weights = {
+        name: replace(row, loss={bits: (losses[bits % 2], 0.0) for bits in row.loss})
+        for name, row in table.weights.items()
+    }
+    activations = {
+        name: replace(row, loss=dict.fromkeys(row.loss, (losses[0], 0.0))) for name, row in table.activations.items()
+    }
+    result = replace(hostile, sensitivity=replace(table, weights=weights, activations=activations))
+    (heat, _) = Parsed(report_page(result, RUN)).json("figures")["sensitivity"]["data"]
+    said = heat["colorbar"]["ticktext"]
+    assert said == marks if marks else len(said) == 1
+
+
 def test_many_layers_make_tall_figures_and_a_small_file(large):
     text = report_page(large, RUN)
     page = Parsed(text)
