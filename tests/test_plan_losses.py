@@ -45,6 +45,15 @@ def test_channels_of_their_own_width_are_between_those_alike(measured):
     assert table.weights["w1"].loss[5][0] < loss < table.weights["w1"].loss[3][0]
 
 
+def test_a_model_of_a_fixed_batch():
+    model = conv_net(batch=8)
+    prepared, data = prepare(model), random_data(model, 24, 0)
+    table = measure_sensitivity(prepared, data, (3, 5), (4,), SensitivityOptions(method="measured"))
+    found = measure_plan(prepared, plan_of(table, {"w1": 3, "w2": 5, "w3": 3}), data, table.loss)
+    assert found.samples == data.samples()
+    assert found.losses["w2"] == {5: pytest.approx(table.weights["w2"].loss[5], rel=1e-4)}
+
+
 def test_a_few_samples_stand_for_all(measured):
     prepared, data, table = measured
     found = measure_plan(prepared, plan_of(table, {"w1": 3, "w2": 3, "w3": 3}), data, table.loss, samples=12)

@@ -26,7 +26,7 @@ _LABEL = 28
 _SEPARATORS = "./:"
 # Figures with a row a site: pixels a row while there are few, and most pixels of all.
 _ROW = 20
-_TALLEST = 6000
+_TALLEST = 12_000
 _LEGIBLE = 12
 
 
