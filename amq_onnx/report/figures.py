@@ -162,7 +162,8 @@ def bits_figure(sites: Sequence[Site]) -> go.Figure:
         hovertemplate="%{hovertext}<extra></extra>",
     )
     name_rows(drawn, [site.name for site in sites])
-    drawn.update_xaxes(title="bits", rangemode="tozero", dtick=2)
+    widest = max(bits for site in sites for bits in site.omega)
+    drawn.update_xaxes(title="bits", range=[0, widest], dtick=2)
     drawn.update_layout(margin={"r": 40})
     return drawn
 
