@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from amq_onnx.measurement import SensitivityOptions as SensitivityOptions
     from amq_onnx.model.data import Dataset as Dataset
     from amq_onnx.model.data import open_data as open_data
-    from amq_onnx.pipeline import Result as Result
     from amq_onnx.pipeline import quantize as quantize
     from amq_onnx.plan import Plan as Plan
+    from amq_onnx.result import Result as Result
     from amq_onnx.runtime.verification import Verification as Verification
     from amq_onnx.runtime.verification import verify as verify
     from amq_onnx.sensitivity import Sensitivity as Sensitivity
@@ -25,7 +25,7 @@ _HOMES = {
     "AMQError": "amq_onnx.errors",
     "Dataset": "amq_onnx.model.data",
     "Plan": "amq_onnx.plan",
-    "Result": "amq_onnx.pipeline",
+    "Result": "amq_onnx.result",
     "Sensitivity": "amq_onnx.sensitivity",
     "SensitivityOptions": "amq_onnx.measurement",
     "Verification": "amq_onnx.runtime.verification",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -93,13 +93,9 @@ def measure_sensitivity(
     executor = Executor(prepared.model, device=options.device)
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
     layers = prepared.layers if options.correct_biases else ()
-
-    def importance(found: Mapping[str, torch.Tensor], samples: int) -> torch.Tensor:
-        return _importance([found[head.tensor] for head in heads], heads, samples)
-
     names = [head.tensor for head in heads]
     weighed = prepared.linear_layers if options.weigh_inputs and options.ranges in ("curvature", "mse") else ()
-    seen = calibrate(executor, data, activations, names, layers, progress, importance, weighed)
+    seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), weighed)
     work = _Measurement(executor, data, prepared, seen, weight_bits, activation_bits or (), options, progress)
     found = work.measure(heads)
     if options.loss == "auto" and not found.any_loss:
@@ -175,16 +171,23 @@ def perturbations(
     return sites | {name: QuantizedActivation(name, by_bits) for name, by_bits in activations.items()}
 
 
-def _importance(scores: Sequence[torch.Tensor], heads: Sequence[Head], samples: int) -> torch.Tensor:
-    """How much each sample's loss is curved in its scores, [samples]: one with a certain answer tells little."""
-    squares = {
-        head.tensor: float(score.double().square().sum()) / samples for head, score in zip(heads, scores, strict=True)
-    }
-    total = torch.zeros(samples, dtype=torch.float64)
-    for loss, score in zip(losses_for(heads, squares), scores, strict=True):
-        if len(score) == samples:
-            total += loss.trace(score).cpu()
-    return total
+def importance_of(heads: Sequence[Head]) -> Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]:
+    """How much each sample's loss is curved in its scores, [samples], for `calibrate`: one with a certain answer tells
+    little."""
+
+    def importance(found: Mapping[str, torch.Tensor], samples: int) -> torch.Tensor:
+        scores = [found[head.tensor] for head in heads]
+        squares = {
+            head.tensor: float(score.double().square().sum()) / samples
+            for head, score in zip(heads, scores, strict=True)
+        }
+        total = torch.zeros(samples, dtype=torch.float64)
+        for loss, score in zip(losses_for(heads, squares), scores, strict=True):
+            if len(score) == samples:
+                total += loss.trace(score).cpu()
+        return total
+
+    return importance
 
 
 @dataclass(frozen=True)

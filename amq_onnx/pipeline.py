@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,8 @@ from amq_onnx.errors import GateError, UsageError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
-from amq_onnx.plan import Plan
+from amq_onnx.plan_losses import measure_plan
+from amq_onnx.result import Result
 from amq_onnx.rewriting import oldest_runtime, prepare
 from amq_onnx.runtime.verification import Comparison, Evaluator, Verification, check_gate, fall, require_gate
 from amq_onnx.sensitivity import Sensitivity
@@ -34,29 +35,8 @@ from amq_onnx.tuning.tuner import TuneMethod, Tuner, TuningOptions
 Granularity = Literal["layer", "channel"]
 """What has a width of its own."""
 
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What `quantize` made.
-
-    budget: bytes that `size` allows, None where `max_drop` alone decided. trials: the files that were evaluated for it,
-    in turn. verification: None where there were no data to verify on. tuned: what was learned once the widths were
-    chosen, None for nothing.
-    """
-
-    model: onnx.ModelProto
-    plan: Plan
-    sensitivity: Sensitivity
-    bytes: int
-    float_bytes: int
-    budget: int | None
-    predicted_bytes: int
-    perturbation: float
-    shares: dict[str, float] = field(default_factory=dict)
-    oldest_runtime: str = ""
-    verification: Verification | None = None
-    trials: tuple[Trial, ...] = ()
-    tuned: Tuned | None = None
+# Sizes at which the frontier of a result is looked for: more than a screen can tell apart.
+_FRONTIER_POINTS = 300
 
 
 def quantize(
@@ -83,6 +63,7 @@ def quantize(
     evaluation: str | Dataset | None = None,
     metric: str | None = None,
     provider: str = "cpu",
+    details: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Quantize the model in the file `model` to at most `size`, or as far as `max_drop` allows, and verify it.
@@ -102,6 +83,7 @@ def quantize(
     tune: what is learned once the widths are chosen; by default rounding, where there are calibration data.
     checkpoint: a folder that keeps what tuning has reached; resume: take it up from there.
     evaluation: data to verify on, by default the calibration data.
+    details: find the frontier and measure the loss of each site as well, which a report shows.
 
     Raises the errors of amq_onnx.errors: BudgetError (no plan fits), GateError (no file within `max_drop`), ModelError,
     DataError, UsageError, ProviderError.
@@ -155,6 +137,18 @@ def quantize(
         assert against is not None and max_drop is not None
         evaluator = Evaluator(path, against, **judged)
         best, verification, trials = _smallest(build, compiler.least_bytes, original, evaluator, max_drop)
+    options = options or SensitivityOptions()
+    measured = None
+    if details and calibration is not None:
+        measured = measure_plan(
+            prepared,
+            best.plan,
+            calibration,
+            sensitivity.loss,
+            seed=options.seed,
+            device=options.device,
+            progress=progress,
+        )
     result = Result(
         model=best.model,
         plan=best.plan,
@@ -169,6 +163,8 @@ def quantize(
         verification=verification,
         trials=trials,
         tuned=build.tuned.get(best.bytes),
+        frontier=tuple(compiler.frontier(_FRONTIER_POINTS)) if details else (),
+        measured=measured,
     )
     if written is not None:
         write_model(best.model, written)

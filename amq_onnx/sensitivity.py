@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amq_onnx.errors import ModelError, UsageError
-from amq_onnx.quantizer.encoding import RangeMethod, Widths, distinct
+from amq_onnx.quantizer.encoding import RangeMethod, Widths, distinct, mean_width
 
 FORMAT = "amq-sensitivity"
 VERSION = 3
@@ -141,6 +141,11 @@ class Sensitivity:
         """
         rows: Mapping[str, WeightRow | ActivationRow] = {**self.weights, **self.activations}
         return [name for name, row in rows.items() if row.trace is not None and row.trace < 0]
+
+    def mean_bits(self, weights: Mapping[str, Widths]) -> float:
+        """Mean width of an element of `weights`, whose widths are given by name."""
+        elements = {name: self.weights[name].elements for name in weights}
+        return sum(mean_width(weights[name]) * count for name, count in elements.items()) / sum(elements.values())
 
     def to_json(self) -> str:
         """The text of sensitivity.json."""

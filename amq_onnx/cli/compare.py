@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from amq_onnx.cli import console, options
-from amq_onnx.cli.summary import mean_bits, write_json
+from amq_onnx.cli.summary import write_json
 from amq_onnx.comparison import STRATEGIES, ComparisonTable, Strategy, compare
 from amq_onnx.errors import UsageError
 from amq_onnx.model.data import Dataset, open_data
@@ -114,7 +114,7 @@ def _print(table: ComparisonTable) -> None:
                 [
                     row.strategy,
                     console.count(row.bytes),
-                    f"{mean_bits(row.plan, table.traces):.2f}",
+                    f"{table.traces.mean_bits(row.plan.weights):.2f}",
                     f"{row.comparison.quantized_score:.4f}",
                     _drop(row.comparison.drop, row.comparison.drop_interval),
                     _divergence(row.comparison.outputs),
@@ -144,7 +144,7 @@ def comparison_data(table: ComparisonTable) -> dict[str, Any]:
                 "strategy": row.strategy,
                 "budget_bytes": row.budget,
                 "bytes": row.bytes,
-                "mean_weight_bits": mean_bits(row.plan, table.traces),
+                "mean_weight_bits": table.traces.mean_bits(row.plan.weights),
                 "metric": row.comparison.metric,
                 "samples": row.comparison.samples,
                 "float_score": row.comparison.float_score,

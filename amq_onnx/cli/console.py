@@ -10,6 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from amq_onnx.calibration import Progress as ProgressCallback
+from amq_onnx.formats import count as count
+from amq_onnx.formats import percent as percent
+from amq_onnx.formats import real as real
+from amq_onnx.result_tables import Table as ResultTable
 
 # Figures go to standard output, progress and notes to standard error, so that output can be piped.
 _FILE_WIDTH = 120
@@ -25,6 +29,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     for row in rows:
         shown.add_row(*row)
     out.print(shown)
+
+
+def show(found: ResultTable) -> None:
+    """Print a table of a result."""
+    table(found.title, found.columns, found.rows, text_columns=found.text_columns)
 
 
 def note(text: str) -> None:
@@ -70,18 +79,3 @@ class _PlainProgress:
         if stage != self._stage:
             self._stage = stage
             err.print(f"{stage} ...", markup=False)
-
-
-def count(number: float) -> str:
-    """A number of bytes or elements, with thousands marked."""
-    return f"{number:,.0f}"
-
-
-def percent(share: float) -> str:
-    """A share in percent."""
-    return f"{100 * share:.1f} %"
-
-
-def real(number: float) -> str:
-    """A number of any size, to three digits."""
-    return f"{number:.3g}"

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         "--save-sensitivity",
         str(folder / "sensitivity.json"),
     ]
-    command += ["--json", str(folder / "summary.json")]
+    command += ["--report", str(folder / "report.html"), "--json", str(folder / "summary.json")]
     console.line("amq quantize " + " ".join(command))
-    quantize.run(parser.parse_args(command))
-    console.line(f"model, plan, sensitivity and summary are in {folder.resolve()}")
+    quantize.run(parser.parse_args(command, argparse.Namespace(given=["quantize", *command])))
+    console.line(f"model, plan, sensitivity, report and summary are in {folder.resolve()}")

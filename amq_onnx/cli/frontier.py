@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from amq_onnx.cli import console, options
-from amq_onnx.cli.summary import mean_bits, write_json
+from amq_onnx.cli.summary import write_json
 from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
 from amq_onnx.model.file import file_bytes, read_model
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
             [
                 console.count(point.bytes),
                 console.percent(point.bytes / original),
-                f"{mean_bits(point.plan, table):.2f}",
+                f"{table.mean_bits(point.plan.weights):.2f}",
                 console.real(point.perturbation),
             ]
             for point in shown

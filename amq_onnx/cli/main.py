@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     name = f"amq {given[0]}" if given[:1] and given[0] in _COMMANDS else "amq"
     try:
-        parsed = parser.parse_args(given)
+        parsed = parser.parse_args(given, argparse.Namespace(given=given))
         parsed.run(parsed)
     except AMQError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -6,14 +6,18 @@ import argparse
 from pathlib import Path
 
 from amq_onnx.cli import console, options
+from amq_onnx.cli.reporting import write_report
 from amq_onnx.cli.summary import print_result, result_data, write_json
 from amq_onnx.errors import UsageError
 from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model, write_text
 from amq_onnx.pipeline import quantize
+from amq_onnx.report import require_plotly
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
 from amq_onnx.runtime.verification import check_gate
 from amq_onnx.tuning.processes import is_first
+
+_RANDOM = "measured on random inputs: sizes and latency mean something, accuracy doesn't"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="choose and verify, but write no model")
     parser.add_argument("--save-plan", type=Path, metavar="FILE", help="write plan.json")
     parser.add_argument("--save-sensitivity", type=Path, metavar="FILE", help="write sensitivity.json")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write all figures and tables as one web page")
     options.add_json(parser)
 
 
@@ -47,7 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.output is None and not arguments.dry_run:
         raise UsageError("give -o with the file to write, or --dry-run")
-    options.require_writable(arguments, "output", "save_plan", "save_sensitivity", "json")
+    options.require_writable(arguments, "output", "save_plan", "save_sensitivity", "report", "json")
+    if arguments.report is not None:
+        require_plotly()
     check_gate(arguments.metric, arguments.max_drop)
     if arguments.size is None and arguments.max_drop is None:
         raise UsageError("give --size (4MB, 0.2), or --max-drop for the smallest file that falls no further")
@@ -84,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
             evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
             metric=arguments.metric,
             provider=arguments.provider,
+            details=arguments.report is not None and is_first(),
             progress=progress,
         )
     if not is_first():
@@ -93,10 +101,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.save_sensitivity is not None:
         write_text(arguments.save_sensitivity, result.sensitivity.to_json())
     write_json(arguments.json, result_data(result))
+    remarks = [] if arguments.random is None else [_RANDOM]
+    if arguments.report is not None:
+        write_report(arguments.report, result, arguments, remarks)
     print_result(result)
-    if arguments.random is not None:
-        console.note("measured on random inputs: sizes and latency mean something, accuracy doesn't")
+    for remark in remarks:
+        console.note(remark)
     if not arguments.dry_run:
         console.line(f"wrote {arguments.output}")
+    if arguments.report is not None:
+        console.line(f"the report is in {arguments.report}")
     if result.verification is not None:
         options.judge(result.verification, arguments.max_drop)

@@ -7,13 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from amq_onnx.cli import console
+from amq_onnx.formats import mix
 from amq_onnx.model.file import write_text
-from amq_onnx.pipeline import Result
-from amq_onnx.plan import Plan
 from amq_onnx.quantizer.encoding import Widths
+from amq_onnx.result import Result
+from amq_onnx.result_tables import (
+    before_and_after,
+    blocks_table,
+    epochs_table,
+    frontier_line,
+    left_in_float,
+    output_errors,
+    predictions_line,
+    verification_table,
+)
 from amq_onnx.runtime.verification import Verification
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow
 from amq_onnx.size_search import Trial
@@ -88,65 +96,31 @@ def print_measurement(sensitivity: Sensitivity) -> None:
 
 
 def print_result(result: Result) -> None:
-    """The two tables of a quantization."""
+    """The two tables of a quantization, and what is known besides."""
     print_layers(result)
-    left = result.sensitivity.left_float
-    if left:
-        console.table(
-            "left in float", ["tensor", "reason"], [[name, why] for name, why in left.items()], text_columns=2
-        )
-    rows = [
-        ["bytes", console.count(result.float_bytes), console.count(result.bytes)],
-        ["share of the float file", "100 %", console.percent(result.bytes / result.float_bytes)],
-        *([["share of the budget", "", console.percent(result.bytes / result.budget)]] if result.budget else []),
-        ["mean bits of a weight", "32", f"{mean_bits(result.plan, result.sensitivity):.2f}"],
-    ]
-    if result.verification is not None:
-        rows += _verification_rows(result.verification)
-    console.table("before and after", ["", "float", "quantized"], rows)
+    if result.sensitivity.left_float:
+        console.show(left_in_float(result))
+    console.show(before_and_after(result))
     if result.verification is not None:
         _print_notes(result.verification)
     if result.tuned is not None:
         print_tuning(result.tuned)
     if result.trials:
         console.line(f"searched {len(result.trials)} files: {', '.join(_trial(trial) for trial in result.trials)}")
+    if result.frontier:
+        console.line(frontier_line(result))
+    if result.measured is not None:
+        console.line(predictions_line(result, result.measured))
     console.line(f"runs on onnxruntime {result.oldest_runtime} and newer")
 
 
 def print_tuning(tuned: Tuned) -> None:
     """A row a block, and a row an epoch where the whole graph was trained."""
-    console.table(
-        f"learned rounding ({tuned.samples} samples)",
-        ["block", "weights", "loss, nearest", "loss, learned", "settled", "changed"],
-        [
-            [
-                ", ".join(block.outputs),
-                str(len(block.weights)),
-                console.real(block.nearest),
-                console.real(block.learned),
-                console.percent(block.settled),
-                console.percent(block.changed),
-            ]
-            for block in tuned.blocks
-        ],
-    )
+    console.show(blocks_table(tuned))
     if any(block.settled < _SETTLED for block in tuned.blocks):
         console.note("some codes were still between two whole numbers when they were rounded: raise --tune-steps")
     if tuned.epochs:
-        console.table(
-            "fine-tuning",
-            ["epoch", "loss", "agreement held out", "divergence held out", ""],
-            [
-                [
-                    str(number) if number else "start",
-                    console.real(epoch.loss) if number else "",
-                    "" if epoch.agreement is None else f"{epoch.agreement:.4f}",
-                    console.real(epoch.divergence),
-                    "best so far" if epoch.kept else "",
-                ]
-                for number, epoch in enumerate(tuned.epochs)
-            ],
-        )
+        console.show(epochs_table(tuned))
 
 
 def _trial(trial: Trial) -> str:
@@ -163,7 +137,7 @@ def print_layers(result: Result) -> None:
             [
                 name,
                 console.count(row.elements),
-                _mix(bits),
+                mix(bits),
                 *_trace_cells(row),
                 _omega(row, bits),
                 console.percent(result.shares.get(name, 0.0)),
@@ -197,73 +171,14 @@ def print_layers(result: Result) -> None:
 
 def print_verification(verification: Verification) -> None:
     """Scores, errors of the outputs, bytes and latency."""
-    rows = [
-        ["bytes", console.count(verification.float_bytes), console.count(verification.quantized_bytes)],
-        *_verification_rows(verification),
-    ]
-    console.table("verification", ["", "float", "quantized"], rows)
-    console.table(
-        "errors of the outputs",
-        ["output", "largest", "mean", "SQNR dB", "KL"],
-        [
-            [
-                name,
-                console.real(error.largest),
-                console.real(error.mean),
-                f"{error.sqnr:.1f}",
-                "" if error.divergence is None else console.real(error.divergence),
-            ]
-            for name, error in verification.outputs.items()
-        ],
-    )
+    console.show(verification_table(verification))
+    console.show(output_errors(verification))
     _print_notes(verification)
-
-
-def _verification_rows(verification: Verification) -> list[list[str]]:
-    latency = verification.latency
-    return [
-        [
-            f"{verification.metric} ({verification.samples} samples)",
-            f"{verification.float_score:.4f}",
-            f"{verification.quantized_score:.4f}",
-        ],
-        [f"drop of {verification.metric} (95 % interval)", "", _drop(verification)],
-        [
-            f"median latency, ms ({verification.provider}, {latency.runs} runs in turns)",
-            f"{1e3 * latency.first:.3f}",
-            f"{1e3 * latency.second:.3f} ({latency.ratio:.2f} of float)",
-        ],
-    ]
-
-
-def _drop(verification: Verification) -> str:
-    interval = verification.drop_interval
-    ends = "none: no mean over samples" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
-    return f"{verification.drop:.4f} ({ends})"
 
 
 def _print_notes(verification: Verification) -> None:
     for remark in verification.notes:
         console.note(remark)
-
-
-def mean_bits(plan: Plan, sensitivity: Sensitivity) -> float:
-    """Mean width of a weight."""
-    elements = {name: sensitivity.weights[name].elements for name in plan.weights}
-    return sum(_mean(plan.weights[name]) * count for name, count in elements.items()) / sum(elements.values())
-
-
-def _mean(widths: Widths) -> float:
-    """Mean width of a weight's channels, which all have as many elements."""
-    return float(np.mean(widths))
-
-
-def _mix(widths: Widths) -> str:
-    """A width, or the mean of the channels' and how many have which."""
-    if isinstance(widths, int):
-        return str(widths)
-    counts = " + ".join(f"{count} x {bits}" for bits, count in sorted(Counter(widths).items()))
-    return f"{_mean(widths):.2f} ({counts})"
 
 
 def result_data(result: Result) -> dict[str, Any]:
@@ -282,7 +197,7 @@ def result_data(result: Result) -> dict[str, Any]:
         },
         "trials": [asdict(trial) for trial in result.trials],
         "predicted_bytes": result.predicted_bytes,
-        "mean_weight_bits": mean_bits(plan, sensitivity),
+        "mean_weight_bits": sensitivity.mean_bits(plan.weights),
         "weight_widths": dict(sorted(Counter(bits for bits in plan.weights.values() if isinstance(bits, int)).items())),
         "mixed_weights": sum(not isinstance(bits, int) for bits in plan.weights.values()),
         "perturbation": result.perturbation,

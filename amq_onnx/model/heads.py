@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import onnx
 from onnx import numpy_helper
@@ -63,6 +64,21 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     if not heads:
         raise ModelError("the model has no float output to measure a loss on")
     return heads, left_out
+
+
+def heads_with(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
+    """The heads of `model` with losses that were chosen before.
+
+    chosen: by head tensor, text that starts with its loss and a colon, as a sensitivity table has it; others keep what
+    `find_heads` gives them.
+    """
+    found, _ = find_heads(model)
+    kinds = {name: text.partition(":")[0] for name, text in chosen.items()}
+    for index, head in enumerate(found):
+        for kind in get_args(LossName):
+            if kinds.get(head.tensor) == kind:
+                found[index] = replace(head, loss=kind)
+    return found
 
 
 class _Producers:

@@ -23,6 +23,11 @@ def distinct(widths: Widths) -> tuple[int, ...]:
     return (widths,) if isinstance(widths, int) else tuple(sorted(set(widths)))
 
 
+def mean_width(widths: Widths) -> float:
+    """Mean width of a tensor's channels, which all have as many elements."""
+    return float(np.mean(widths))
+
+
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """An affine encoding `real = scale * (code - zero_point)` of `bits` bits.

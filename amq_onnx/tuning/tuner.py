@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import onnx
 
@@ -12,7 +12,7 @@ from amq_onnx.calibration import Progress
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
-from amq_onnx.model.heads import Head, LossName, find_heads
+from amq_onnx.model.heads import heads_with
 from amq_onnx.rewriting import with_initializers
 from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
@@ -65,7 +65,7 @@ class Tuner:
         name: tells its checkpoint from others'. chosen: by head tensor, the name of its loss and why, as the
         sensitivity was measured with.
         """
-        heads = _heads(model, chosen)
+        heads = heads_with(model, chosen)
         rounding = self.options.rounding
         losses = losses_on(Executor(model, device=rounding.device), self.data.first(rounding.samples), heads)
         checkpoint = self.checkpoint.inside(name)
@@ -98,13 +98,3 @@ class Tuner:
             progress=self.progress,
         )
         return replace(learned, values={**learned.values, **values}, epochs=epochs)
-
-
-def _heads(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
-    found, _ = find_heads(model)
-    kinds = {name: text.partition(":")[0] for name, text in chosen.items()}
-    for index, head in enumerate(found):
-        for kind in get_args(LossName):
-            if kinds.get(head.tensor) == kind:
-                found[index] = replace(head, loss=kind)
-    return found

@@ -309,7 +309,7 @@ def test_labels_missing_for_the_hessian(refused, case, out):
 def test_folder_of_the_output_does_not_exist(refused, case, tmp_path, out):
     gone = tmp_path / "gone" / "file"
     refused(*quantize(case.model, gone, case.data), names=["-o", gone])
-    for option in ("--save-plan", "--save-sensitivity", "--json"):
+    for option in ("--save-plan", "--save-sensitivity", "--report", "--json"):
         refused(*quantize(case.model, out, case.data, option, gone), names=[option, gone])
     refused("sensitivity", case.model, "-o", gone, "--data", case.data, names=["-o", gone])
     refused("apply", case.model, case.plan, "-o", gone, names=["-o", gone])

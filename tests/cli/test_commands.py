@@ -343,7 +343,7 @@ def test_demo(amq, tmp_path, read_json):
     folder = tmp_path / "new" / "out"
     ran = amq("demo", "--models", models, "-o", folder)
     assert ran.code == 0, ran.err
-    names = {"digits_resnet.quantized.onnx", "plan.json", "sensitivity.json", "summary.json"}
+    names = {"digits_resnet.quantized.onnx", "plan.json", "sensitivity.json", "summary.json", "report.html"}
     assert {path.name for path in folder.iterdir()} == names
     found = read_json(folder / "summary.json")
     assert (folder / "digits_resnet.quantized.onnx").stat().st_size == found["bytes"]

@@ -1,0 +1,72 @@
+"""What each site of a plan really adds to the loss, by itself: the referee of what the plan was chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from amq_onnx.calibration import Progress, calibrate
+from amq_onnx.curvature.importance import choose_samples
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.measurement import importance_of, perturbations
+from amq_onnx.model.data import Dataset
+from amq_onnx.model.heads import heads_with
+from amq_onnx.plan import Plan
+from amq_onnx.rewriting import Prepared
+from amq_onnx.site_losses import SiteLosses, measure_losses
+from amq_onnx.traces import losses_for
+
+SAMPLES = 64
+
+
+def measure_plan(
+    prepared: Prepared,
+    plan: Plan,
+    data: Dataset,
+    chosen: Mapping[str, str],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> SiteLosses:
+    """The divergence from the float outputs that each site alone causes at the plan's encoding, rounded to nearest.
+
+    On `samples` of the data, chosen and weighed as the sensitivity's are (see `choose_samples`), by one run of what
+    depends on a site for each site. chosen: by head tensor, its loss, as the sensitivity table names it. By site the
+    result has one entry, at its widest channel's bits.
+    """
+    executor = Executor(prepared.model, device=device)
+    heads = heads_with(prepared.model, chosen)
+    names = [head.tensor for head in heads]
+    seen = calibrate(executor, data, [], names, progress=progress, importance=importance_of(heads))
+    if data.fixed_batch() is None:
+        numbers, weights = choose_samples(seen.importance, samples, torch.Generator().manual_seed(seed))
+        looked_at = data.chosen(numbers.tolist())
+    else:
+        looked_at = data.first(samples)
+        count = looked_at.samples()
+        weights = torch.full((count,), 1 / count, dtype=torch.float64)
+    # One sample tells how large the activations are.
+    sizes = calibrate(executor, data.first(1), [site.name for site in prepared.sites.activations], [])
+    encodings = plan.encodings(prepared)
+    at = {name: {encoding.bits: encoding} for name, encoding in encodings.items()}
+    return measure_losses(
+        executor,
+        looked_at,
+        weights,
+        perturbations(
+            executor,
+            prepared,
+            {name: at[name] for name in at if name not in plan.activations},
+            {name: at[name] for name in at if name in plan.activations},
+            plan.expected_inputs,
+        ),
+        heads,
+        losses_for(heads, seen.mean_square),
+        method="measured",
+        batch_size=sizes.loss_batch_size(),
+        seed=seed,
+        progress=progress,
+    )
