@@ -23,7 +23,7 @@ from amq_onnx.runtime.verification import Comparison, Evaluator
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.sizes import parse_size
 from amq_onnx.strategies import haq
-from amq_onnx.strategies.plain import fitting, mean_traces, random_widths, uniform, uniform_bytes, worst
+from amq_onnx.strategies.plain import fitting, mean_traces, random_widths, sampled, uniform, uniform_bytes, worst
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.tuner import TuneMethod, TuningOptions
 
@@ -64,11 +64,17 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonTable:
-    """All rows, budget by budget; the table of traces, by which perturbations are told."""
+    """All rows, budget by budget; the table of traces, by which perturbations are told.
+
+    sampled, frontier: bytes and perturbation of settings drawn at random, and of the Pareto-optimal ones; empty where
+    they were not asked for.
+    """
 
     float_bytes: int
     traces: Sensitivity
     rows: tuple[Row, ...]
+    sampled: Sequence[tuple[int, float]] = ()
+    frontier: Sequence[tuple[int, float]] = ()
 
 
 def compare(
@@ -91,6 +97,7 @@ def compare(
     metric: str | None = None,
     provider: str = "cpu",
     output: Path | None = None,
+    settings: int = 0,
     progress: Progress | None = None,
 ) -> ComparisonTable:
     """Choose widths by each of `strategies` for files of at most each of `sizes`, and verify all of them alike.
@@ -99,7 +106,7 @@ def compare(
     bits.
     options: of the measurements, but for their method; random draws and the agent follow from their seed. tune: what is
     learned once the widths are chosen. evaluation: data to verify on, by default `data`. output: a folder for the
-    files, each named after its strategy.
+    files, each named after its strategy. settings: how many are drawn at random beside the frontier, 0 for neither.
 
     Raises what `quantize` raises.
     """
@@ -145,7 +152,9 @@ def compare(
             rows.append(Row(strategy, budget, plan, *found))
             if progress is not None:
                 progress("strategies", len(rows), len(strategies) * len(budgets))
-    return ComparisonTable(original, traces, tuple(rows))
+    drawn = sampled(traced, settings, options.seed)
+    frontier = [(point.bytes, point.perturbation) for point in (traced.frontier(settings) if settings else ())]
+    return ComparisonTable(original, traces, tuple(rows), drawn, frontier)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,19 @@ from amq_onnx.cli import console, options
 from amq_onnx.cli.summary import write_json
 from amq_onnx.comparison import STRATEGIES, ComparisonTable, Strategy, compare
 from amq_onnx.errors import UsageError
+from amq_onnx.formats import count, percent, real
 from amq_onnx.model.data import Dataset, open_data
-from amq_onnx.model.file import read_model
+from amq_onnx.model.file import read_model, write_text
+from amq_onnx.report.figures_page import Section, figures_page
+from amq_onnx.report.plotting import require_plotly
+from amq_onnx.report.rival_figures import Setting, settings_figure
+from amq_onnx.result_tables import Table
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
-from amq_onnx.runtime.verification import check_gate
+from amq_onnx.runtime.verification import Comparison, check_gate
 from amq_onnx.strategies.haq import AgentOptions
 
+# Settings that are drawn at random, and sizes of the frontier.
+_SETTINGS = 1000
 _DEFAULT = ",".join(name for name in STRATEGIES if name != "haq")
 
 
@@ -52,12 +59,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
     parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu", help="execution provider to verify on")
     parser.add_argument("--output", "-o", type=Path, metavar="FOLDER", help="keep the files there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="draw all among settings drawn at random")
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    options.require_writable(arguments, "json")
+    options.require_writable(arguments, "json", "plot")
+    if arguments.plot is not None:
+        require_plotly("--plot")
     if arguments.output is not None and not arguments.output.is_dir():
         raise UsageError(f"-o '{arguments.output}' is no folder: make it first")
     if arguments.granularity != "layer":
@@ -96,43 +106,74 @@ def run(arguments: argparse.Namespace) -> None:
             metric=arguments.metric,
             provider=arguments.provider,
             output=arguments.output,
+            settings=0 if arguments.plot is None else _SETTINGS,
             progress=progress,
         )
     write_json(arguments.json, comparison_data(table))
-    _print(table)
+    if arguments.plot is not None:
+        write_text(arguments.plot, _page(arguments.model.name, table))
+    for shown in _tables(table):
+        console.show(shown)
 
 
-def _print(table: ComparisonTable) -> None:
+def _tables(table: ComparisonTable) -> list[Table]:
+    """A table a budget."""
+    found = []
     for budget in dict.fromkeys(row.budget for row in table.rows):
         rows = [row for row in table.rows if row.budget == budget]
         first = rows[0].comparison
-        console.table(
-            f"strategies at {console.count(budget)} bytes ({console.percent(budget / table.float_bytes)} of the float "
-            f"file), {first.samples} samples, float {first.metric} {first.float_score:.4f}",
-            ["strategy", "bytes", "mean bits", first.metric, "drop (95 % interval)", "KL", "Ω by traces", "search, s"],
-            [
+        found.append(
+            Table(
+                f"strategies at {count(budget)} bytes ({percent(budget / table.float_bytes)} of the float file), "
+                f"{first.samples} samples, float {first.metric} {first.float_score:.4f}",
+                ["strategy", "bytes", "bits", first.metric, "drop (95 % interval)", "KL", "Ω by traces", "search, s"],
                 [
-                    row.strategy,
-                    console.count(row.bytes),
-                    f"{table.traces.mean_bits(row.plan.weights):.2f}",
-                    f"{row.comparison.quantized_score:.4f}",
-                    _drop(row.comparison.drop, row.comparison.drop_interval),
-                    _divergence(row.comparison.outputs),
-                    console.real(row.perturbation),
-                    f"{row.seconds:.1f}" + (f" ({row.files} files)" if row.files else ""),
-                ]
-                for row in rows
-            ],
+                    [
+                        row.strategy,
+                        count(row.bytes),
+                        f"{table.traces.mean_bits(row.plan.weights):.2f}",
+                        f"{row.comparison.quantized_score:.4f}",
+                        _drop(row.comparison),
+                        _divergence(row.comparison),
+                        real(row.perturbation),
+                        f"{row.seconds:.1f}" + (f" ({row.files} files)" if row.files else ""),
+                    ]
+                    for row in rows
+                ],
+            )
         )
+    return found
 
 
-def _drop(drop: float, interval: Any) -> str:
-    return f"{drop:.4f}" if interval is None else f"{drop:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+def _page(model: str, table: ComparisonTable) -> str:
+    first = table.rows[0].comparison
+    rivals = [
+        Setting(
+            row.bytes,
+            row.perturbation,
+            row.strategy,
+            f"{first.metric} {row.comparison.quantized_score:.4f}, drop {_drop(row.comparison)}",
+        )
+        for row in table.rows
+    ]
+    drawn, frontier = ([Setting(*point) for point in points] for points in (table.sampled, table.frontier))
+    note = (
+        f"ΣΩ is the sum of mean-trace(H) ‖Q(W) − W‖² over all sites. {len(drawn)} settings drawn at random, "
+        f"{len(frontier)} plans on the frontier; a mark is the file of a strategy."
+    )
+    section = Section("all settings and the frontier", note, settings_figure(drawn, frontier, rivals))
+    said = f"Strategies side by side, on {first.samples} samples; float {first.metric} {first.float_score:.4f}."
+    return figures_page(model, said, [section], _tables(table))
 
 
-def _divergence(outputs: Any) -> str:
-    known = [error.divergence for error in outputs.values() if error.divergence is not None]
-    return console.real(sum(known)) if known else ""
+def _drop(found: Comparison) -> str:
+    interval = found.drop_interval
+    return f"{found.drop:.4f}" if interval is None else f"{found.drop:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+
+
+def _divergence(found: Comparison) -> str:
+    known = [error.divergence for error in found.outputs.values() if error.divergence is not None]
+    return real(sum(known)) if known else ""
 
 
 def comparison_data(table: ComparisonTable) -> dict[str, Any]:

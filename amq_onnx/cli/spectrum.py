@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from amq_onnx.cli import console, options
@@ -11,9 +12,14 @@ from amq_onnx.cli.summary import write_json
 from amq_onnx.curvature.lanczos import Spectrum
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.formats import count, percent, real
 from amq_onnx.model.data import Dataset
-from amq_onnx.model.file import read_model
+from amq_onnx.model.file import read_model, write_text
 from amq_onnx.model.heads import find_heads
+from amq_onnx.report.figures_page import Section, figures_page
+from amq_onnx.report.plotting import require_plotly
+from amq_onnx.report.spectrum_figures import density_figure, eigenvalues_figure
+from amq_onnx.result_tables import Table
 from amq_onnx.spectra import measure_spectra
 from amq_onnx.traces import losses_on
 
@@ -47,12 +53,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--device", default="cpu", help="torch device: cpu, cuda, cuda:1")
     options.add_graph(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="draw the eigenvalues and their density")
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    options.require_writable(arguments, "json")
+    options.require_writable(arguments, "json", "plot")
+    if arguments.plot is not None:
+        require_plotly("--plot")
     for option, least in (("top", 1), ("max_products", 1), ("batch", 1), ("seed", 0)):
         if getattr(arguments, option) < least:
             raise UsageError(f"--{option.replace('_', '-')} must be {least} or more")
@@ -83,7 +92,13 @@ def run(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     samples = data.samples()
-    _print(found, arguments.method, samples)
+    shown = _table(found, arguments.method, samples)
+    console.show(shown)
+    if not all(spectrum.converged for spectrum in found.values()):
+        console.note("some eigenvalues are known less well than --relative-error asks: raise --max-products")
+    if arguments.plot is not None:
+        write_text(arguments.plot, _page(arguments.model.name, found, shown))
+        console.line(f"wrote {arguments.plot}")
     if arguments.json is not None:
         rows = {name: _numbers(spectrum) for name, spectrum in found.items()}
         write_json(arguments.json, {"method": arguments.method, "samples": samples, "weights": rows})
@@ -120,8 +135,8 @@ def _numbers(spectrum: Spectrum) -> dict[str, Any]:
     }
 
 
-def _print(found: dict[str, Spectrum], method: str, samples: int) -> None:
-    console.table(
+def _table(found: dict[str, Spectrum], method: str, samples: int) -> Table:
+    return Table(
         f"eigenvalues ({method}, {samples} samples)",
         [
             "weight",
@@ -136,16 +151,29 @@ def _print(found: dict[str, Spectrum], method: str, samples: int) -> None:
         [
             [
                 name,
-                console.count(spectrum.size),
-                console.real(float(spectrum.values[0])),
-                console.real(float(spectrum.values[1])) if len(spectrum.values) > 1 else "",
-                console.real(float(spectrum.values[-1])),
-                console.percent(_share(spectrum)),
-                console.real(float(spectrum.errors.max())),
+                count(spectrum.size),
+                real(float(spectrum.values[0])),
+                real(float(spectrum.values[1])) if len(spectrum.values) > 1 else "",
+                real(float(spectrum.values[-1])),
+                percent(_share(spectrum)),
+                real(float(spectrum.errors.max())),
                 str(spectrum.products),
             ]
             for name, spectrum in found.items()
         ],
     )
-    if not all(spectrum.converged for spectrum in found.values()):
-        console.note("some eigenvalues are known less well than --relative-error asks: raise --max-products")
+
+
+def _page(model: str, found: dict[str, Spectrum], table: Table) -> str:
+    values = {name: [float(value) for value in spectrum.values] for name, spectrum in found.items()}
+    densities = {name: (spectrum.points, spectrum.weights) for name, spectrum in found.items()}
+    most = max(map(len, values.values()))
+    sections = [
+        Section("largest eigenvalues", "A click on a name shows or hides it.", eigenvalues_figure(values)),
+        Section(
+            "spectral density",
+            "The share of all eigenvalues a decade, from one Lanczos quadrature; what is nearly 0 is at the left end.",
+            density_figure(densities),
+        ),
+    ]
+    return figures_page(model, f"The {most} largest eigenvalues of each weight's Hessian block.", sections, [table])

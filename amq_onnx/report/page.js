@@ -1,36 +1,10 @@
 "use strict";
 
-// Draws the figures in the colours of the page, and shows the plan of the point that is looked at.
+// Shows the plan of the point of the frontier that is looked at; `drawing` is drawing.js's.
 (() => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const figures = read("figures");
+  const { figures, draw, read } = drawing;
   const plans = read("plans");
   const written = plans.points.length - 1;
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  // A finger on a figure scrolls the page.
-  const touch = matchMedia("(pointer: coarse)").matches;
-  const settings = {
-    responsive: true,
-    displaylogo: false,
-    displayModeBar: touch ? false : "hover",
-    // No button that leads away.
-    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-  };
-
-  const coloured = (value, style) => {
-    if (typeof value === "string") {
-      return value.startsWith("var(") ? style.getPropertyValue(value.slice(4, -1)).trim() : value;
-    }
-    if (Array.isArray(value)) return value.map((entry) => coloured(entry, style));
-    if (value === null || typeof value !== "object") return value;
-    return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, coloured(entry, style)]));
-  };
-
-  const draw = (id) => {
-    const { data, layout } = coloured(figures[id], getComputedStyle(document.documentElement));
-    return Plotly.react(id, data, touch ? { ...layout, dragmode: false } : layout, settings);
-  };
-
   const count = (number) => number.toLocaleString("en-US");
 
   const element = (kind, name, text) => {
@@ -80,7 +54,6 @@
     draw("frontier");
   };
 
-  for (const id of Object.keys(figures)) draw(id);
   const slider = document.getElementById("size");
   slider.max = written - 1;
   slider.addEventListener("input", () => show(Number(slider.value)));
@@ -92,5 +65,4 @@
   const below = plans.points.slice(0, -1).filter(([bytes]) => bytes <= plans.points[written][0]).length;
   slider.value = Math.max(0, below - 1);
   show(written);
-  dark.addEventListener("change", () => Object.keys(figures).forEach(draw));
 })();

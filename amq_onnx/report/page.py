@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from string import Template
-from typing import Any
 
 from amq_onnx.formats import count, percent, real
+from amq_onnx.report.document import embedded, part, policy, table_html
 from amq_onnx.report.figures import bits_figure, frontier_figure, prediction_figure, sensitivity_figure
 from amq_onnx.report.frontier_data import frontier_data
 from amq_onnx.report.plotting import escaped, plotly_script
@@ -60,11 +56,11 @@ def report_page(result: Result, run: Run) -> str:
     }
     if result.measured is not None:
         figures["prediction"] = prediction_figure(result)
-    library, script = plotly_script(), _part("page.js")
-    return Template(_part("page.html")).substitute(
-        policy=_policy(library, script),
+    library, script = plotly_script(), part("drawing.js") + part("page.js")
+    return Template(part("page.html")).substitute(
+        policy=policy(library, script),
         title=escaped(run.model),
-        style=_part("page.css"),
+        style=part("page.css"),
         verdict=escaped(_verdict(result)),
         tiles=_tiles(result),
         remarks=_remarks([*run.remarks, *(result.verification.notes if result.verification is not None else [])]),
@@ -72,32 +68,13 @@ def report_page(result: Result, run: Run) -> str:
         sensitivity=escaped(_sensitivity_note(result)),
         bits=escaped(_bits_note(result, sites)),
         prediction=_prediction(result),
-        figures=_json({name: figure.to_plotly_json() for name, figure in figures.items()}),
-        plans=_json(frontier_data(result, sites) | {"command": _words(_without_size(run.arguments))}),
-        tables="\n".join(_table(table) for table in _tables(result, run)),
+        figures=embedded({name: figure.to_plotly_json() for name, figure in figures.items()}),
+        plans=embedded(frontier_data(result, sites) | {"command": _words(_without_size(run.arguments))}),
+        tables="\n".join(table_html(table) for table in _tables(result, run)),
         command=" ".join(f"<span>{escaped(word)}</span>" for word in _words(run.arguments)),
         library=library,
         script=script,
     )
-
-
-def _part(name: str) -> str:
-    return (files("amq_onnx.report") / name).read_text(encoding="utf-8")
-
-
-def _policy(*scripts: str) -> str:
-    """A content security policy under which nothing is fetched and only `scripts` run."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
-    )
-    # Plotly makes pictures of its own figures for download, and sets styles.
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
-
-
-def _json(data: Any) -> str:
-    """JSON that can stand in a script element: no tag can end it, whatever the names in it."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _verdict(result: Result) -> str:
@@ -198,21 +175,6 @@ def _tables(result: Result, run: Run) -> list[Table]:
     rows.append(["ΣΩ of the plan", real(result.perturbation)])
     found.append(Table("made with", ["", ""], rows))
     return found
-
-
-def _table(table: Table) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{'' if index < table.text_columns else ' class=number'}>{escaped(cell)}</{tag}>"
-            for index, cell in enumerate(row)
-        )
-
-    head = f"<thead><tr>{cells(table.columns, 'th')}</tr></thead>" if any(table.columns) else ""
-    rows = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in table.rows)
-    return (
-        f"<section class='card'><h2>{escaped(table.title)}</h2>"
-        f"<div class='scroll'><table>{head}<tbody>\n{rows}\n</tbody></table></div></section>"
-    )
 
 
 def _words(arguments: Sequence[str]) -> list[str]:

@@ -30,10 +30,10 @@ _TALLEST = 12_000
 _LEGIBLE = 12
 
 
-def require_plotly() -> None:
-    """Raise UsageError where the plotting library is not installed."""
+def require_plotly(option: str = "--report") -> None:
+    """Raise UsageError where the plotting library that `option` needs is not installed."""
     if find_spec("plotly") is None:
-        raise UsageError("--report needs plotly, which is not installed: pip install 'amq-onnx[report]'")
+        raise UsageError(f"{option} needs plotly, which is not installed: pip install 'amq-onnx[report]'")
 
 
 def plotly_script() -> str:

@@ -15,25 +15,37 @@ from amq_onnx.errors import BudgetError
 _SLACK = 0.01
 # Steps that a budget is cut into, where sums of sizes are told apart.
 _STEPS = 1 << 14
-_CORRECTIONS = 4
+_CORRECTIONS = 16
 
 
 def fitting(compiler: Compiler, budget: int, choose: Callable[[int], Allocation]) -> Candidate:
-    """The file of what `choose` makes of a budget in bytes, of no more than `budget` bytes; the smallest file there is
-    where that is above the budget time and again.
+    """The file of what `choose` makes of a budget in bytes, of no more than `budget` bytes and nearly as many where it
+    can; the smallest file there is where that is above the budget time and again.
 
     Raises BudgetError where no file fits.
     """
+    best: Candidate | None = None
+    # What is allowed is moved between what gave a file that fits and what didn't: lengths of names and of protobuf's
+    # own prefixes can be off by a few bytes, what widths share by more.
+    below, above = 0, budget + 1
     allowed = budget
     for _ in range(_CORRECTIONS):
         try:
             candidate = compiler.candidate(choose(allowed))
         except BudgetError:
+            below = allowed
+        else:
+            if candidate.bytes <= budget:
+                below = allowed
+                best = candidate if best is None or candidate.bytes > best.bytes else best
+            else:
+                above = allowed
+        if above - below < 2 or (best is not None and best.bytes >= (1 - _SLACK) * budget):
             break
-        if candidate.bytes <= budget:
-            return candidate
-        # Lengths of names and of protobuf's own prefixes can be off by a few bytes; what widths share, by more.
-        allowed -= candidate.bytes - budget
+        excess = candidate.bytes - budget
+        allowed = allowed - excess if best is None and 0 < excess < allowed - below else (below + above) // 2
+    if best is not None:
+        return best
     if compiler.least_bytes <= budget:
         return compiler.candidate(compiler.least)
     raise BudgetError(
@@ -84,6 +96,21 @@ def random_widths(compiler: Compiler, budget: int, seed: int) -> Allocation:
     _settle(choice, options, list(weights), fits, generator, "bytes")
     _settle(choice, options, list(range(len(weights), len(options))), active_fits, generator, "--activation-average")
     return space.problem.allocation(choice)
+
+
+def sampled(compiler: Compiler, count: int, seed: int) -> list[tuple[int, float]]:
+    """Bytes and perturbation of `count` plans, each of widths drawn at random from a part of the range, which is drawn
+    too: so that they are of all sizes. Activations likewise, whatever their average."""
+    generator = np.random.default_rng(seed)
+    problem = compiler.space.problem
+    options = np.array([len(row) for row in problem.loss])
+    found = []
+    for _ in range(count):
+        low, high = np.sort(generator.random(2))
+        choice = np.minimum((generator.uniform(low, high, len(options)) * options).astype(int), options - 1)
+        allocation = problem.allocation(choice.tolist())
+        found.append((compiler.predicted_bytes(allocation), allocation.loss))
+    return found
 
 
 def worst(compiler: Compiler, budget: int, order: Sequence[str]) -> Allocation:

@@ -11,7 +11,7 @@ from amq_onnx.errors import BudgetError
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import random_data
 from amq_onnx.rewriting import prepare
-from amq_onnx.strategies.plain import fitting, mean_traces, random_widths, uniform, uniform_bytes, worst
+from amq_onnx.strategies.plain import fitting, mean_traces, random_widths, sampled, uniform, uniform_bytes, worst
 
 WIDTHS = (2, 4, 6, 8)
 
@@ -126,3 +126,12 @@ def test_the_worst_plan_keeps_the_order_and_no_plan_of_its_size_that_does_is_wor
     assert rivals and found.loss >= max(rivals) * (1 - 1e-9)
     assert found.loss > compiler.best(budget).allocation.loss
     assert np.isfinite(found.loss)
+
+
+def test_samples_are_plans_of_all_sizes(compiler):
+    found = sampled(compiler, 200, 0)
+    assert found == sampled(compiler, 200, 0) != sampled(compiler, 200, 1)
+    known = {(compiler.predicted_bytes(plan), plan.loss) for plan in every(compiler)}
+    assert set(found) <= known
+    sizes = [size for size, _ in found]
+    assert min(sizes) <= uniform_bytes(compiler, 2) + 60 and max(sizes) >= uniform_bytes(compiler, 8) - 60
