@@ -5,7 +5,8 @@ STAMP := .venv/.installed
 BENCH := .venv/.bench
 
 .PHONY: demo test lint operators bench-executor bench-allocation bench-figures bench-resnet50 bench-models \
-	bench-curvature bench-sensitivity bench-ranges bench-peers clean
+	bench-curvature bench-sensitivity bench-ranges bench-peers \
+	evidence bench-evidence clean
 
 demo: $(STAMP)
 	$(BIN)/amq demo -o out/demo
@@ -50,6 +51,14 @@ bench-ranges: $(BENCH)
 
 bench-peers: $(BENCH)
 	$(BIN)/python benchmarks/peers.py
+
+# docs/evidence.md from the figures in docs/evidence/; bench-evidence makes what is missing of these, for hours.
+evidence: $(STAMP)
+	$(BIN)/python benchmarks/evidence.py
+
+bench-evidence: $(BENCH)
+	$(BIN)/python benchmarks/evidence_runs.py
+	$(BIN)/python benchmarks/evidence.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from command import amq
 
@@ -71,7 +74,7 @@ def main() -> None:
     """Run what isn't there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--settings", default="plain,mixed,tuned")
+    parser.add_argument("--settings", default="plain,mixed,tuned,haq,spectrum,noise")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -79,19 +82,40 @@ def main() -> None:
         for name in arguments.networks.split(","):
             network = NETWORKS[name]
             for seed in range(arguments.seeds):
-                path = RESULTS / f"{name}.{setting}.{seed}.json"
+                single = setting in ("spectrum", "noise")
+                if single and seed:
+                    continue
+                path = RESULTS / (f"{name}.{setting}.json" if single else f"{name}.{setting}.{seed}.json")
                 if path.exists() or not Path(network.path).is_file():
                     continue
                 os.environ["EVIDENCE_SEED"] = str(seed)
-                with tempfile.TemporaryDirectory() as folder:
-                    saved = Path(folder) / "compared.json"
-                    options = [*SETTINGS[setting], *network.options, "--seed", str(seed), "--json", str(saved)]
-                    amq("compare", network.path, "--data", network.calibration, "--eval", network.test, *options)
-                    found = json.loads(saved.read_text())
+                found = _run(network, setting, seed)
                 path.write_text(
                     json.dumps({"network": name, "setting": setting, "seed": seed, **found}, indent=1) + "\n"
                 )
                 print(path.name, flush=True)
+
+
+def _run(network: Network, setting: str, seed: int) -> dict[str, Any]:
+    """The figures of one run, as its command saves them."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "found.json"
+        data = (network.path, "--data", network.calibration)
+        if setting == "noise":
+            script = str(_HERE / "random_perturbations.py")
+            subprocess.run([sys.executable, script, *data, "--json", str(saved)], check=True, stdout=subprocess.DEVNULL)
+            return json.loads(saved.read_text())  # type: ignore[no-any-return]
+        options = ("--seed", str(seed), "--json", str(saved))
+        if setting == "spectrum":
+            amq("spectrum", *data, "--limit", "64", "--top", "2", *options)
+            rows = json.loads(saved.read_text())["weights"]
+            kept = {
+                name: {"first": row["eigenvalues"][0], "second": row["eigenvalues"][-1], "trace": row["trace"]}
+                for name, row in rows.items()
+            }
+            return {"weights": kept}
+        amq("compare", *data, "--eval", network.test, *SETTINGS[setting], *network.options, *options)
+        return json.loads(saved.read_text())  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":
