@@ -249,7 +249,7 @@ def page(places: Sequence[Place]) -> str:
         "(`AMQ_DATA` names the folder of real models and images; the networks of the digits need none). AMQ here is",
         "`trace`: mean-trace(H) ‖Q(W) − W‖², exact allocation; `hybrid` is what `amq quantize` does by default. All",
         "strategies share ranges, scales, passes, bytes and tuning, so that only widths differ. A score is a mean over",
-        "seeds, of which each has its own calibration samples; ± is the standard deviation over seeds. Scores are called",
+        "seeds, each with calibration samples of its own; ± is the standard deviation over seeds. Scores are called",
         f"level where they differ by less than chance may do: √({_DIFFERING} / samples), one standard error where "
         f"{100 * _DIFFERING:.0f} % of",
         "the samples differ.",
