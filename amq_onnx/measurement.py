@@ -18,7 +18,7 @@ from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
-from amq_onnx.model.heads import Head, find_heads
+from amq_onnx.model.heads import LEFT_OUT, Head, find_heads
 from amq_onnx.perturbation import Perturbation, QuantizedActivation, QuantizedWeight
 from amq_onnx.plan import corrections
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
@@ -109,7 +109,7 @@ def measure_sensitivity(
         model=fingerprint(prepared.model),
         method=options.method,
         loss={head.tensor: f"{head.loss}: {head.why}" for head in heads}
-        | {name: f"left out: {reason}" for name, reason in left_out.items()},
+        | {name: f"{LEFT_OUT}{reason}" for name, reason in left_out.items()},
         samples=found.samples,
         probes=found.probes,
         converged=found.converged,

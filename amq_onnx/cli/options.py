@@ -14,6 +14,7 @@ from amq_onnx.errors import UsageError
 from amq_onnx.measurement import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
+from amq_onnx.model.heads import asked_losses
 from amq_onnx.pipeline import check_widths
 from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.rewriting import Prepared, prepare
@@ -48,6 +49,15 @@ def activation_widths(text: str) -> tuple[int, ...] | None:
     if found[0] < 2:
         raise argparse.ArgumentTypeError(f"'{text}': activations have 2 bits or more, or are float")
     return found
+
+
+def loss(text: str) -> str:
+    """A loss, or several by output."""
+    try:
+        asked_losses(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--loss ")) from error
+    return text
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +143,10 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--loss",
-        choices=["auto", "softmax", "sigmoid", "squared"],
+        type=loss,
         default="auto",
-        help="loss on the outputs",
+        metavar="auto|softmax|sigmoid|squared|OUTPUT=LOSS,...",
+        help="loss on the outputs, or on each by its name; OUTPUT=none leaves one out",
     )
     parser.add_argument(
         "--ranges",

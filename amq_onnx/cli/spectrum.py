@@ -37,7 +37,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="which matrix: without labels, or with them (default: %(default)s)",
     )
     parser.add_argument(
-        "--loss", choices=["auto", "softmax", "sigmoid", "squared"], default="auto", help="on the outputs"
+        "--loss",
+        type=options.loss,
+        default="auto",
+        metavar="auto|softmax|sigmoid|squared|OUTPUT=LOSS,...",
+        help="on outputs",
     )
     parser.add_argument(
         "--relative-error",

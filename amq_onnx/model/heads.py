@@ -9,9 +9,10 @@ from typing import Literal, get_args
 import onnx
 from onnx import numpy_helper
 
-from amq_onnx.errors import ModelError
+from amq_onnx.errors import ModelError, UsageError
 
 LossName = Literal["softmax", "sigmoid", "squared"]
+LEFT_OUT = "left out: "
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 # Operators that leave the numbers of their first input as they are.
 _MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -38,9 +39,16 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
 
     loss: `softmax`, `sigmoid` or `squared` for every head, or `auto`: a Softmax or Sigmoid at the end of the
     graph, perhaps written out or reshaped behind, is cut and its input used; [N, C] scores with C > 1 of a model
-    without one are softmax logits; anything else has squared error. Raises ModelError if no output is float.
+    without one are softmax logits; anything else has squared error. `scores=sigmoid,boxes=none` names one for each of
+    some outputs, `none` to leave one out; others are `auto`.
+
+    Raises ModelError if no output is float or all are left out, UsageError for a loss or an output that isn't there.
     """
     graph = _Producers(model)
+    asked = asked_losses(loss)
+    outputs = [output.name for output in model.graph.output]
+    if isinstance(asked, dict) and (missing := sorted(set(asked) - set(outputs))):
+        raise UsageError(f"--loss: the model has no output '{missing[0]}': its outputs are {', '.join(outputs)}")
     heads: list[Head] = []
     left_out: dict[str, str] = {}
     for output in model.graph.output:
@@ -58,22 +66,42 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
             kind = "softmax" if many else "squared"
             name, axis = output.name, -1
             why = "scores [N, C] without a Softmax, taken for logits" if many else "no Softmax or Sigmoid at the end"
-        if loss != "auto":
-            kind, why = loss, "asked for by --loss"  # type: ignore[assignment]
+        wanted = asked.get(output.name, "auto") if isinstance(asked, dict) else asked
+        if wanted == "none":
+            left_out[output.name] = "asked for by --loss"
+            continue
+        if wanted != "auto":
+            kind, why = wanted, "asked for by --loss"  # type: ignore[assignment]
         heads.append(Head(name, kind, axis, output.name, why))
     if not heads:
-        raise ModelError("the model has no float output to measure a loss on")
+        raise ModelError("the model has no float output to measure a loss on, or --loss leaves all out")
     return heads, left_out
+
+
+def asked_losses(text: str) -> str | dict[str, str]:
+    """What --loss says: a loss for all outputs, or one by output. Raises UsageError for one that isn't there."""
+    named = "=" in text
+    parts = [part.rpartition("=") for part in text.split(",")] if named else [("", "", text)]
+    kinds = [*get_args(LossName), "auto", *(["none"] if named else [])]
+    for name, _, kind in parts:
+        if kind not in kinds or (named and not name):
+            raise UsageError(
+                f"--loss '{text}': use auto, {', '.join(get_args(LossName))}, or one for each of some outputs, such as "
+                "scores=sigmoid,boxes=none"
+            )
+    return {name: kind for name, _, kind in parts} if named else text
 
 
 def heads_with(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
     """The heads of `model` with losses that were chosen before.
 
-    chosen: by head tensor, text that starts with its loss and a colon, as a sensitivity table has it; others keep what
-    `find_heads` gives them.
+    chosen: by head tensor, text that starts with its loss and a colon, as a sensitivity table has it, or by output that
+    it is left out; others keep what `find_heads` gives them.
     """
-    found, _ = find_heads(model)
-    kinds = {name: text.partition(":")[0] for name, text in chosen.items()}
+    kinds = {name: text.partition(":")[0] for name, text in chosen.items() if not text.startswith(LEFT_OUT)}
+    found = [
+        head for head in find_heads(model)[0] if head.tensor in kinds or head.output not in set(chosen) - set(kinds)
+    ]
     for index, head in enumerate(found):
         for kind in get_args(LossName):
             if kinds.get(head.tensor) == kind:

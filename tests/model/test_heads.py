@@ -5,8 +5,8 @@ import pytest
 from onnx import TensorProto, helper
 from small_graphs import f, model, node
 
-from amq_onnx.errors import ModelError
-from amq_onnx.model.heads import find_heads
+from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.model.heads import LEFT_OUT, find_heads, heads_with
 
 SCORES = {"x": ["n", 5]}
 
@@ -55,3 +55,48 @@ def test_a_model_without_a_float_output_is_refused():
     proto = model([helper.make_node("ArgMax", ["x"], ["y"])], SCORES, {"y": (TensorProto.INT64, [1, 5])})
     with pytest.raises(ModelError, match="no float output"):
         find_heads(proto)
+
+
+TWO = [node("Relu", "x", "scores"), node("Sigmoid", "x", "boxes")]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected", "left"),
+    [
+        ("scores=sigmoid", [("scores", "sigmoid"), ("x", "sigmoid")], set()),
+        ("scores=squared,boxes=softmax", [("scores", "squared"), ("x", "softmax")], set()),
+        ("boxes=none", [("scores", "softmax")], {"boxes"}),
+        ("boxes=auto,scores=none", [("x", "sigmoid")], {"scores"}),
+    ],
+)
+def test_a_loss_for_each_output(loss, expected, left):
+    heads, left_out = found(TWO, {"scores": None, "boxes": None}, loss=loss)
+    assert [head[:2] for head in heads] == expected
+    assert set(left_out) == left
+    # What a table remembers gives the same heads again.
+    proto = model(TWO, SCORES, {"scores": None, "boxes": None})
+    heads, left_out = find_heads(proto, loss)
+    chosen = {head.tensor: f"{head.loss}: {head.why}" for head in heads}
+    chosen |= {name: f"{LEFT_OUT}{reason}" for name, reason in left_out.items()}
+    assert [(head.tensor, head.loss) for head in heads_with(proto, chosen)] == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("hinge", "use auto, softmax"),
+        ("scores=hinge", "use auto, softmax"),
+        ("none", "use auto, softmax"),
+        ("=sigmoid", "use auto, softmax"),
+        ("scores=sigmoid,", "use auto, softmax"),
+        ("other=sigmoid", "no output 'other': its outputs are scores, boxes"),
+    ],
+)
+def test_losses_that_are_not_there(loss, said):
+    with pytest.raises(UsageError, match=said):
+        found(TWO, {"scores": None, "boxes": None}, loss=loss)
+
+
+def test_no_output_left():
+    with pytest.raises(ModelError, match="leaves all out"):
+        found(TWO, {"scores": None, "boxes": None}, loss="scores=none,boxes=none")
