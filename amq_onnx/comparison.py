@@ -103,10 +103,9 @@ def compare(
     """Choose widths by each of `strategies` for files of at most each of `sizes`, and verify all of them alike.
 
     sizes: each as of `amq_onnx.quantize`; uniform_bits: more of them, the bytes of files whose weights all have so many
-    bits.
-    options: of the measurements, but for their method; random draws and the agent follow from their seed. tune: what is
-    learned once the widths are chosen. evaluation: data to verify on, by default `data`. output: a folder for the
-    files, each named after its strategy. settings: how many are drawn at random beside the frontier, 0 for neither.
+    bits. options: of the measurements, but for their method; random draws and the agent follow from their seed. tune:
+    what is learned once the widths are chosen. evaluation: data to verify on, by default `data`. output: a folder for
+    the files, each named after its strategy. settings: how many are drawn at random beside the frontier, 0 for neither.
 
     Raises what `quantize` raises.
     """
