@@ -49,7 +49,7 @@ def targets(labels: Floats, anchors: Floats) -> tuple[Tensor, Tensor]:
 
 
 def focal_loss(scores: Tensor, kinds: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (arXiv 1708.02002, equation 5) of logits [n, anchors, classes], by the number of anchors of objects."""
+    """Focal loss (arXiv 1708.02002, equation 5) of logits [n, anchors, classes], by the number of objects' anchors."""
     truth = torch.zeros_like(scores).scatter_(
         2, kinds.clamp_min(0)[..., None], (kinds >= 0)[..., None].to(scores.dtype)
     )
@@ -57,17 +57,19 @@ def focal_loss(scores: Tensor, kinds: Tensor, alpha: float = 0.25, gamma: float 
     probability = torch.sigmoid(scores)
     missed = torch.where(truth > 0, 1 - probability, probability)
     weight = torch.where(truth > 0, alpha, 1 - alpha) * missed**gamma
-    return (weight * entropy)[kinds > -2].sum() / (kinds >= 0).sum()
+    return (weight * entropy)[kinds > -2].sum() / (kinds >= 0).sum().clamp_min(1)
 
 
 def box_loss(offsets: Tensor, wanted: Tensor, kinds: Tensor) -> Tensor:
     """Smooth L1 of the offsets [n, anchors, 4] of anchors of objects, summed over x, y, width and height."""
     chosen = kinds >= 0
-    return nn.functional.smooth_l1_loss(offsets[chosen], wanted[chosen], reduction="sum", beta=0.5) / chosen.sum()
+    return nn.functional.smooth_l1_loss(
+        offsets[chosen], wanted[chosen], reduction="sum", beta=0.5
+    ) / chosen.sum().clamp_min(1)
 
 
 def train(count: int) -> RetinaNet:
-    """A network trained on `count` scenes, each seen once, with a one-cycle schedule; in bfloat16 but for parameters."""
+    """A network trained on `count` scenes, each seen once, with a one-cycle schedule; bfloat16 but for parameters."""
     torch.manual_seed(SEED)
     network = retinanet_small().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     anchors = SMALL.boxes(SIDE, SIDE)
