@@ -142,8 +142,9 @@ class Plan:
                 encoding = encoding_at(prepared.weight(site.name), site.axis, widths_of_site, self.ranges, scales)
             except ValueError as error:
                 raise UsageError(f"the plan's scales of weight '{site.name}' don't fit it: {error}") from error
-            if site.name in biases and biases[site.name][0] in found:
-                encoding = _with_room_for(biases[site.name], encoding, found)
+            for data, bias in biases.get(site.name, []):
+                if data in found:
+                    encoding = _with_room_for(bias, encoding, found[data])
             found[site.name] = encoding
         return found
 
@@ -168,12 +169,10 @@ def corrections(
     return shifts
 
 
-def _with_room_for(node: tuple[str, NDArray[np.float32]], encoding: Encoding, found: dict[str, Encoding]) -> Encoding:
-    data, bias = node
+def _with_room_for(bias: NDArray[np.float32], encoding: Encoding, data: Encoding) -> Encoding:
     if bias.shape != encoding.scale.shape:
         return encoding
-    scale = bias_safe_scale(encoding, bias, float(found[data].scale))
-    return replace(encoding, scale=scale)
+    return replace(encoding, scale=bias_safe_scale(encoding, bias, float(data.scale)))
 
 
 def _widths(bits: object, name: str, origin: str) -> Widths:

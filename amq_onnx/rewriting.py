@@ -117,14 +117,15 @@ class Prepared:
         """Layers that multiply with a site."""
         return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
 
-    def biases(self) -> dict[str, tuple[str, np.ndarray]]:
-        """By weight: the tensor that its node reads as data, and the node's constant bias."""
+    def biases(self) -> dict[str, list[tuple[str, np.ndarray]]]:
+        """By weight, of each node that reads it: the tensor that the node reads as data, and its constant bias."""
         initializers = self._initializers
-        return {
-            node.input[1]: (node.input[0], numpy_helper.to_array(initializers[node.input[2]]))
-            for node in self.model.graph.node
-            if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in initializers
-        }
+        found: dict[str, list[tuple[str, np.ndarray]]] = {}
+        for node in self.model.graph.node:
+            if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in initializers:
+                pair = node.input[0], numpy_helper.to_array(initializers[node.input[2]])
+                found.setdefault(node.input[1], []).append(pair)
+        return found
 
 
 def prepare(

@@ -90,10 +90,17 @@ def main() -> None:
                     continue
                 os.environ["EVIDENCE_SEED"] = str(seed)
                 found = _run(network, setting, seed)
-                path.write_text(
-                    json.dumps({"network": name, "setting": setting, "seed": seed, **found}, indent=1) + "\n"
-                )
+                path.write_text(_lines({"network": name, "setting": setting, "seed": seed, **found}))
                 print(path.name, flush=True)
+
+
+def _lines(found: dict[str, Any]) -> str:
+    """JSON with a line for each row."""
+    rows = found.pop("rows", None)
+    text = json.dumps(found)
+    if rows is None:
+        return text + "\n"
+    return text[:-1] + ', "rows": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
 
 
 def _run(network: Network, setting: str, seed: int) -> dict[str, Any]:
@@ -115,7 +122,10 @@ def _run(network: Network, setting: str, seed: int) -> dict[str, Any]:
             }
             return {"weights": kept}
         amq("compare", *data, "--eval", network.test, *SETTINGS[setting], *network.options, *options)
-        return json.loads(saved.read_text())  # type: ignore[no-any-return]
+        found: dict[str, Any] = json.loads(saved.read_text())
+    for row in found["rows"]:
+        del row["activations"]  # a hundred lines of names
+    return found
 
 
 if __name__ == "__main__":

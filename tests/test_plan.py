@@ -157,6 +157,18 @@ def test_a_bias_too_large_for_its_scale_widens_it():
     assert (found["w"].scale > alone).any()
 
 
+@pytest.mark.parametrize("order", ["x z", "z x"])
+def test_the_biases_of_all_readers_of_a_weight_have_room(order):
+    constants = {"w": np.full((4, 8), 1e-9, np.float32), "b": np.full(4, 1e6, np.float32)}
+    nodes = [node("Gemm", f"{name} w b", f"y{name}", transB=1) for name in order.split()]
+    prepared = prepare(build(nodes, {"x": ["n", 8], "z": ["n", 8]}, {"yx": ["n", 4], "yz": ["n", 4]}, constants))
+    ranges = {"x": ActivationPlan(8, (0.0, 1.0)), "z": ActivationPlan(8, (0.0, 100.0))}
+    found = plan_of(prepared, 8, activations=ranges).encodings(prepared)
+    for name in ranges:
+        codes = constants["b"] / (float(found[name].scale) * found["w"].scale.astype(np.float64))
+        assert np.abs(codes).max() < 2**31
+
+
 def test_a_bias_of_another_shape_is_left_alone():
     constants = {"w": noise(1, 8, 4), "b": np.float32(3)}
     model = build([node("Gemm", "x w b", "y")], {"x": ["n", 8]}, {"y": ["n", 4]}, constants)
