@@ -56,11 +56,21 @@ NETWORKS = {
         f"{_HERE}/real_data.py:mobilenetv2_test",
         ("--curvature-samples", "64"),
     ),
+    "retinanet": Network(
+        f"{_MODELS}/retinanet_small.onnx",
+        f"{_MODELS}/scenes.py:calibration",
+        f"{_MODELS}/scenes.py:test",
+        ("--metric", f"{_MODELS}/detection_metric.py:mean_average_precision", "--curvature-samples", "64"),
+    ),
 }
 _MIXED = ("--activation-bits", "3-8", "--activation-average", "5")
 SETTINGS = {
     "plain": ("--uniform-bits", "3-4", "--strategies", _WIDTHS),
     "mixed": ("--uniform-bits", "4", *_MIXED, "--strategies", _WIDTHS),
+    "mixed4": (
+        *("--uniform-bits", "8", "--activation-bits", "2-8", "--activation-average", "4"),
+        *("--strategies", "hybrid,trace,norm,uniform"),
+    ),
     "tuned": ("--uniform-bits", "3", "--strategies", _WIDTHS, "--tune", "rounding", "--tune-steps", "300"),
     "mixed-tuned": (
         *("--uniform-bits", "4", *_MIXED, "--strategies", "hybrid,trace,norm,uniform"),
@@ -74,7 +84,7 @@ def main() -> None:
     """Run what isn't there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--settings", default="plain,mixed,tuned,haq,spectrum,noise")
+    parser.add_argument("--settings", default="plain,mixed,mixed4,tuned,haq,spectrum,noise")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
