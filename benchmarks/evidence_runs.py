@@ -57,7 +57,7 @@ NETWORKS = {
         ("--curvature-samples", "64"),
     ),
     "retinanet": Network(
-        f"{_MODELS}/retinanet_small.onnx",
+        f"{_HERE.parent}/out/retinanet_small.onnx",  # as models/README.md says
         f"{_MODELS}/scenes.py:calibration",
         f"{_MODELS}/scenes.py:test",
         ("--metric", f"{_MODELS}/detection_metric.py:mean_average_precision", "--curvature-samples", "64"),

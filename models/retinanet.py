@@ -3,10 +3,13 @@
 Each takes images `input` [batch, 3, height, width] and returns raw heads: `scores` [batch, anchors, classes], logits,
 and `boxes` [batch, anchors, 4], offsets (anchors.py). The two heads are the same at every level, so each of their
 weights is read several times.
+
+The full-size one as a file: `python models/retinanet.py -o retinanet_resnet50.onnx`, in the repository's root.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import warnings
 from pathlib import Path
@@ -165,3 +168,21 @@ def export_detector(network: RetinaNet, path: Path, side: int) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
+
+
+def main() -> None:
+    """Export the full-size network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=512, help="height and width of an image (default: 512)")
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--checkpoint", help="state_dict of the weights (default: random ones)")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    network = retinanet_resnet50(arguments.classes, arguments.checkpoint)
+    export_detector(network, arguments.output, arguments.side)
+    print(f"{arguments.output}: {sum(parameter.numel() for parameter in network.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()
