@@ -208,10 +208,10 @@ def _searched(
         _, measured = tables("norm")  # scales and ranges are all that the others need to know
     start = time.perf_counter()
     files = 0
+    if strategy == "uniform":
+        return _Searched(uniform(traced, budget), traced, measured + time.perf_counter() - start)
     choose: Callable[[int], Allocation]
     match strategy:
-        case "uniform":
-            choose = partial(uniform, traced)
         case "random":
             choose = partial(random_widths, traced, seed=tables.options.seed)
         case "worst":

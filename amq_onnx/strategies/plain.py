@@ -16,6 +16,7 @@ _SLACK = 0.01
 # Steps that a budget is cut into, where sums of sizes are told apart.
 _STEPS = 1 << 14
 _CORRECTIONS = 16
+_FEW = 64
 
 
 def fitting(compiler: Compiler, budget: int, choose: Callable[[int], Allocation]) -> Candidate:
@@ -54,27 +55,29 @@ def fitting(compiler: Compiler, budget: int, choose: Callable[[int], Allocation]
     )
 
 
-def uniform(compiler: Compiler, budget: int) -> Allocation:
-    """The widest width that all weights can have within `budget` bytes, and all activations within their average.
+def uniform(compiler: Compiler, budget: int) -> Candidate:
+    """The file of the widest width that all weights can have within `budget` bytes, and all activations within their
+    average.
 
     Raises BudgetError where the narrowest is too wide.
     """
-    space = compiler.space
-    count = len(space.weights)
-    active = _uniform_activations(compiler)
-    for option in reversed(range(len(space.widths[0]) if count else 1)):
-        allocation = space.problem.allocation((*[option] * count, *active))
-        if compiler.predicted_bytes(allocation) <= budget:
-            return allocation
-    raise BudgetError(f"no width of all weights alike fits {budget:,} bytes: give a larger --size")
+    for option in reversed(range(len(compiler.space.widths[0]))):
+        allocation = _alike(compiler, option)
+        # The prediction is off by a few bytes at most.
+        if (
+            compiler.predicted_bytes(allocation) <= budget + _FEW
+            and (found := compiler.candidate(allocation)).bytes <= budget
+        ):
+            return found
+    raise BudgetError(
+        f"no width of all weights alike fits {budget:,} bytes: give a larger --size, or leave uniform out of "
+        "--strategies"
+    )
 
 
 def uniform_bytes(compiler: Compiler, bits: int) -> int:
     """Bytes of the file whose weights all have `bits` bits, which is one of the compiler's widths."""
-    option = compiler.space.widths[0].index(bits)
-    count = len(compiler.space.weights)
-    choice = (*[option] * count, *_uniform_activations(compiler))
-    return compiler.candidate(compiler.space.problem.allocation(choice)).bytes
+    return compiler.candidate(_alike(compiler, compiler.space.widths[0].index(bits))).bytes
 
 
 def random_widths(compiler: Compiler, budget: int, seed: int) -> Allocation:
@@ -137,6 +140,12 @@ def worst(compiler: Compiler, budget: int, order: Sequence[str]) -> Allocation:
     else:
         _place(choice, active, space.problem.loss, space.problem.second, bound, "--activation-average")
     return space.problem.allocation(choice)
+
+
+def _alike(compiler: Compiler, option: int) -> Allocation:
+    """All weights at one option, all activations at the widest that they can have."""
+    choice = (*[option] * len(compiler.space.weights), *_uniform_activations(compiler))
+    return compiler.space.problem.allocation(choice)
 
 
 def _uniform_activations(compiler: Compiler) -> list[int]:

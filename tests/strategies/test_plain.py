@@ -49,15 +49,16 @@ def test_sites_are_ordered_by_the_size_of_their_mean_trace():
 def test_uniform_is_the_widest_that_fits(compiler):
     sizes = {bits: uniform_bytes(compiler, bits) for bits in WIDTHS}
     for size in sizes.values():
-        found = fitting(compiler, size + 3, lambda allowed: uniform(compiler, allowed))
+        found = uniform(compiler, size + 3)
         widest = max(bits for bits, taken in sizes.items() if taken <= size)
         assert set(found.plan.weights.values()) == {widest}
         assert {site.bits for site in found.plan.activations.values()} == {8 if compiler.second_budget is None else 6}
 
 
 def test_a_budget_below_the_narrowest_is_refused(compiler):
+    with pytest.raises(BudgetError, match="leave uniform out"):
+        uniform(compiler, uniform_bytes(compiler, 2) - 1)
     for choose in (
-        lambda allowed: uniform(compiler, allowed),
         lambda allowed: random_widths(compiler, allowed, 0),
         lambda allowed: worst(compiler, allowed, order_of(compiler.space.sensitivity)),
     ):
