@@ -1,16 +1,36 @@
-"""What every page is made of: files of this package, embedded data, tables, and the policy that nothing is fetched."""
+"""What every page is made of: the document around it, embedded data, tables, and the policy that nothing is fetched."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from string import Template
 from typing import Any
 
-from amq_onnx.report.plotting import escaped
+from amq_onnx.report.plotting import escaped, plotly_script
 from amq_onnx.result_tables import Table
+
+
+def document(title: str, body: str, data: Mapping[str, Any], scripts: Sequence[str]) -> str:
+    """The text of an HTML file that loads nothing, and runs nothing but Plotly and `scripts`, files of this package.
+
+    body: HTML. data: by id, what the scripts read as JSON; `figures` are drawn at the elements of their names.
+    """
+    library, script = plotly_script(), "".join(map(part, scripts))
+    return Template(part("document.html")).substitute(
+        policy=policy(library, script),
+        title=escaped(title),
+        style=part("page.css"),
+        body=body,
+        data="\n".join(
+            f'<script type="application/json" id="{name}">{embedded(held)}</script>' for name, held in data.items()
+        ),
+        library=library,
+        script=script,
+    )
 
 
 def part(name: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING
 
-from amq_onnx.report.document import embedded, part, policy, table_html
-from amq_onnx.report.plotting import escaped, plotly_script
+from amq_onnx.report.document import document, part, table_html
+from amq_onnx.report.plotting import escaped
 from amq_onnx.result_tables import Table
 
 if TYPE_CHECKING:
@@ -26,11 +26,8 @@ class Section:
 
 def figures_page(title: str, said: str, sections: Sequence[Section], tables: Sequence[Table] = ()) -> str:
     """The text of one HTML file that loads nothing: the same text for the same arguments. Needs plotly."""
-    library, script = plotly_script(), part("drawing.js")
-    return Template(part("figures.html")).substitute(
-        policy=policy(library, script),
+    body = Template(part("figures.html")).substitute(
         title=escaped(title),
-        style=part("page.css"),
         said=escaped(said),
         sections="\n".join(
             f"<section class='card wide'><h2>{escaped(section.heading)}</h2><p>{escaped(section.note)}</p>"
@@ -38,9 +35,6 @@ def figures_page(title: str, said: str, sections: Sequence[Section], tables: Seq
             for number, section in enumerate(sections)
         ),
         tables="\n".join(table_html(table, wide=True) for table in tables),
-        figures=embedded(
-            {f"figure{number}": section.figure.to_plotly_json() for number, section in enumerate(sections)}
-        ),
-        library=library,
-        script=script,
     )
+    figures = {f"figure{number}": section.figure.to_plotly_json() for number, section in enumerate(sections)}
+    return document(title, body, {"figures": figures}, ["drawing.js"])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from string import Template
 
 from amq_onnx.formats import count, percent, real
-from amq_onnx.report.document import embedded, part, policy, table_html
+from amq_onnx.report.document import document, part, table_html
 from amq_onnx.report.figures import bits_figure, frontier_figure, prediction_figure, sensitivity_figure
 from amq_onnx.report.frontier_data import frontier_data
-from amq_onnx.report.plotting import escaped, plotly_script
+from amq_onnx.report.plotting import escaped
 from amq_onnx.report.sites import Site, all_sites, decided
 from amq_onnx.result import Result
 from amq_onnx.result_tables import (
@@ -56,11 +56,8 @@ def report_page(result: Result, run: Run) -> str:
     }
     if result.measured is not None:
         figures["prediction"] = prediction_figure(result)
-    library, script = plotly_script(), part("drawing.js") + part("page.js")
-    return Template(part("page.html")).substitute(
-        policy=policy(library, script),
+    body = Template(part("page.html")).substitute(
         title=escaped(run.model),
-        style=part("page.css"),
         verdict=escaped(_verdict(result)),
         tiles=_tiles(result),
         remarks=_remarks([*run.remarks, *(result.verification.notes if result.verification is not None else [])]),
@@ -68,13 +65,14 @@ def report_page(result: Result, run: Run) -> str:
         sensitivity=escaped(_sensitivity_note(result)),
         bits=escaped(_bits_note(result, sites)),
         prediction=_prediction(result),
-        figures=embedded({name: figure.to_plotly_json() for name, figure in figures.items()}),
-        plans=embedded(frontier_data(result, sites) | {"command": _words(_without_size(run.arguments))}),
         tables="\n".join(table_html(table) for table in _tables(result, run)),
         command=" ".join(f"<span>{escaped(word)}</span>" for word in _words(run.arguments)),
-        library=library,
-        script=script,
     )
+    data = {
+        "figures": {name: figure.to_plotly_json() for name, figure in figures.items()},
+        "plans": frontier_data(result, sites) | {"command": _words(_without_size(run.arguments))},
+    }
+    return document(f"{run.model}, quantized", body, data, ["drawing.js", "page.js"])
 
 
 def _verdict(result: Result) -> str:
