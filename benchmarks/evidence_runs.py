@@ -62,7 +62,10 @@ NETWORKS = {
         f"{_TRAINED}/retinanet_small.onnx",
         f"{_MODELS}/scenes.py:calibration",
         f"{_MODELS}/scenes.py:test",
-        ("--metric", f"{_MODELS}/detection_metric.py:mean_average_precision", "--curvature-samples", "64"),
+        (
+            *("--metric", f"{_MODELS}/detection_metric.py:mean_average_precision"),
+            *("--loss", "scores=sigmoid", "--curvature-samples", "64"),
+        ),
     ),
 }
 _MIXED = ("--activation-bits", "3-8", "--activation-average", "5")

@@ -36,10 +36,11 @@ class Loss(Protocol):
         ...
 
     def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
-        """How far `scores` are from `reference`, [samples], however sure these are: what a student learns from.
+        """How far `scores` are from `reference`, [samples]: what a student learns from.
 
-        The limit of `divergence` times T^2 for scores over a large temperature T (Hinton et al. 2015, arXiv 1503.02531,
-        section 2.1). Where the reference is sure of a class the divergence all but vanishes; this one does not.
+        Of classes of which one is right, the limit of `divergence` times T^2 for scores over a large temperature T
+        (Hinton et al. 2015, arXiv 1503.02531, section 2.1): where the reference is sure of a class the divergence all
+        but vanishes; this one does not.
         """
         ...
 
@@ -140,9 +141,9 @@ class SigmoidLoss:
         return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
     def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
-        """See Loss: an eighth of the squared difference, summed over a sample's last dimension."""
-        each = (scores - reference).square() / 8
-        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+        """See Loss: the divergence. Nearly all scores of a detector are far below any threshold, and what the others
+        would be moved by is lost among them where all count alike."""
+        return self.divergence(reference, scores)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""

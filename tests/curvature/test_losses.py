@@ -56,7 +56,7 @@ def test_divergence_of_softmax_and_sigmoid_is_kullback_leiblers():
 
 @pytest.mark.parametrize(
     ("loss", "shape"),
-    [(SoftmaxLoss(), (5, 7)), (SoftmaxLoss(1), (4, 6, 3)), (SigmoidLoss(), (5, 3)), (SquaredLoss(0.3), (5, 3))],
+    [(SoftmaxLoss(), (5, 7)), (SoftmaxLoss(1), (4, 6, 3)), (SquaredLoss(0.3), (5, 3))],
 )
 def test_distance_is_the_divergence_at_a_high_temperature(loss, shape):
     generator = torch.Generator().manual_seed(3)
@@ -64,6 +64,15 @@ def test_distance_is_the_divergence_at_a_high_temperature(loss, shape):
     temperature = 1e3
     limit = loss.divergence(before / temperature, after / temperature) * temperature**2
     torch.testing.assert_close(loss.distance(before, after), limit, rtol=0.05, atol=0)
+
+
+def test_distance_of_independent_scores_forgets_those_that_are_sure():
+    """A detector's thousands of scores without an object don't drown the few with one."""
+    before = torch.tensor([[-9.0] * 500 + [0.0]], dtype=DOUBLE)
+    ground, found = before.clone(), before.clone()
+    ground[:, :500] += 1
+    found[:, 500] += 1
+    assert SigmoidLoss().distance(before, ground) < SigmoidLoss().distance(before, found)
 
 
 def test_divergence_of_saturated_scores_is_finite():
