@@ -110,7 +110,11 @@ def against(places: Iterable[Place], rival: str, settings: Sequence[str]) -> tup
         figure += f" (median ratio {_median(ratios):.2f})"
     if below:
         figure += "; below: " + ", ".join(below)
-    return figure, "holds" if not below else "does not hold everywhere"
+    if below:
+        return figure, "does not hold everywhere"
+    if 2 * above >= len(judged):
+        return figure, "holds"
+    return figure, "holds by KL; scores are level" if 3 * better >= 2 * len(told) > 0 else "level"
 
 
 def search_time(places: Iterable[Place]) -> tuple[str, str]:
