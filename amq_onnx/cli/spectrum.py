@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
     console.show(shown)
     if not all(spectrum.converged for spectrum in found.values()):
         console.note("some eigenvalues are known less well than --relative-error asks: raise --max-products")
+    if not any(spectrum.values.any() for spectrum in found.values()):
+        console.note("no eigenvalue is above 0: scores so far apart have no curvature, use --loss squared")
     if arguments.plot is not None:
         write_text(arguments.plot, _page(arguments.model.name, found, shown))
         console.line(f"wrote {arguments.plot}")

@@ -1,6 +1,8 @@
 """amq spectrum."""
 
+import onnx
 import pytest
+from onnx import numpy_helper
 
 
 def test_spectrum_of_chosen_weights_printed_and_saved(amq, case, tmp_path, read_json):
@@ -42,3 +44,14 @@ def test_passes_that_were_too_few_are_said(amq, case):
 def test_wrong_options_are_one_sentence(amq, case, given, said):
     ran = amq("spectrum", case.model, "--data", case.unlabelled, *given)
     assert ran.code == 2 and said in ran.err and len(ran.err.strip().splitlines()) == 1
+
+
+def test_scores_without_curvature_are_said(amq, case, tmp_path):
+    model = onnx.load(case.model)
+    last = next(tensor for tensor in model.graph.initializer if tensor.name == "w3")
+    last.CopyFrom(numpy_helper.from_array(1e6 * numpy_helper.to_array(last), "w3"))
+    onnx.save(model, tmp_path / "sure.onnx")
+    given = ("spectrum", tmp_path / "sure.onnx", "--data", case.unlabelled, "--weights", "w1", "--top", 2)
+    ran = amq(*given)
+    assert ran.code == 0 and "--loss squared" in ran.err
+    assert "--loss squared" not in amq(*given, "--loss", "squared").err
