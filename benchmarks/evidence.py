@@ -142,7 +142,8 @@ def mixed(places: Sequence[Place]) -> tuple[str, str]:
         if place.setting in ("mixed", "mixed4", "mixed-tuned") and {"trace", "uniform"} <= set(place.cells):
             margin, chance = place.margin("trace", "uniform")
             worst = min(worst, margin + chance)
-            said.append(f"{place.network} ({place.setting}) {100 * margin:+.1f} points")
+            default = 100 * place.margin("hybrid", "uniform")[0]
+            said.append(f"{place.network} ({place.setting}) {100 * margin:+.1f} points (hybrid {default:+.1f})")
     if not said:
         return "not run", "open"
     return ", ".join(said), "holds" if worst >= 0 else "does not hold everywhere"
