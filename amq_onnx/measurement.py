@@ -190,6 +190,17 @@ def importance_of(heads: Sequence[Head]) -> Callable[[Mapping[str, torch.Tensor]
     return importance
 
 
+def weighed_samples(data: Dataset, importance: torch.Tensor, count: int, seed: int) -> tuple[Dataset, torch.Tensor]:
+    """`count` samples that losses are measured on, and their weights: drawn by importance (see `choose_samples`), or
+    the first ones, all alike, of a model whose batch is fixed."""
+    if data.fixed_batch() is None:
+        chosen, weights = choose_samples(importance, count, torch.Generator().manual_seed(seed))
+        return data.chosen(chosen.tolist()), weights
+    first = data.first(count)
+    samples = first.samples()
+    return first, torch.full((samples,), 1 / samples, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class _Found:
     """Rows of all sites, and how they came about. unreached: sites of which nothing is known."""
@@ -387,17 +398,11 @@ class _Measurement:
         method: LossMethod,
     ) -> SiteLosses:
         options, seen = self.options, self.seen
-        if self.data.fixed_batch() is None:
-            generator = torch.Generator().manual_seed(options.seed)
-            entries = sum(len(by_bits.encodings) for by_bits in self.encodings.values())
-            entries += sum(map(len, encodings.values()))
-            wanted = min(options.samples, max(_FEWEST_SAMPLES, _SAMPLES_PER_ENTRY * entries))
-            chosen, weights = choose_samples(seen.importance, wanted, generator)
-            data = self.data.chosen(chosen.tolist())
-        else:
-            data = self.data.first(options.samples)
-            count = data.samples()
-            weights = torch.full((count,), 1 / count, dtype=torch.float64)
+        entries = sum(len(by_bits.encodings) for by_bits in self.encodings.values())
+        entries += sum(map(len, encodings.values()))
+        telling = max(_FEWEST_SAMPLES, _SAMPLES_PER_ENTRY * entries)
+        wanted = options.samples if self.data.fixed_batch() is not None else min(options.samples, telling)
+        data, weights = weighed_samples(self.data, seen.importance, wanted, options.seed)
         of_weights = {name: found.encodings for name, found in self.encodings.items()}
         sites = perturbations(self.executor, self.prepared, of_weights, encodings, seen.expected_inputs)
         return measure_losses(

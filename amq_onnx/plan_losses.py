@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from amq_onnx.calibration import Progress, calibrate
-from amq_onnx.curvature.importance import choose_samples
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import importance_of, perturbations
+from amq_onnx.measurement import importance_of, perturbations, weighed_samples
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import heads_with
 from amq_onnx.plan import Plan
@@ -41,13 +38,7 @@ def measure_plan(
     heads = heads_with(prepared.model, chosen)
     names = [head.tensor for head in heads]
     seen = calibrate(executor, data, [], names, progress=progress, importance=importance_of(heads))
-    if data.fixed_batch() is None:
-        numbers, weights = choose_samples(seen.importance, samples, torch.Generator().manual_seed(seed))
-        looked_at = data.chosen(numbers.tolist())
-    else:
-        looked_at = data.first(samples)
-        count = looked_at.samples()
-        weights = torch.full((count,), 1 / count, dtype=torch.float64)
+    looked_at, weights = weighed_samples(data, seen.importance, samples, seed)
     # One sample tells how large the activations are.
     sizes = calibrate(executor, data.first(1), [site.name for site in prepared.sites.activations], [])
     encodings = plan.encodings(prepared)

@@ -4,12 +4,11 @@ Each takes images `input` [batch, 3, height, width] and returns raw heads: `scor
 and `boxes` [batch, anchors, 4], offsets (anchors.py). The two heads are the same at every level, so each of their
 weights is read several times.
 
-The full-size one as a file: `python models/retinanet.py -o retinanet_resnet50.onnx`, in the repository's root.
+structures.py writes the full-size one.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import warnings
 from pathlib import Path
@@ -124,19 +123,13 @@ class RetinaNet(nn.Module):
         return self.scores(levels), self.boxes(levels)
 
 
-def retinanet_resnet50(classes: int = 80, checkpoint: str | None = None) -> RetinaNet:
-    """The paper's network: ResNet50, P3 to P7 of 256 channels, heads of four convolutions, nine anchors a place.
-
-    Weights are random, or those of `checkpoint`, a state_dict that torch.save wrote.
-    """
+def retinanet_resnet50(classes: int = 80) -> RetinaNet:
+    """The paper's network: ResNet50, P3 to P7 of 256 channels, heads of four convolutions, nine anchors a place."""
     from pytorchcv.models.resnet import resnet50
 
     features = resnet50().features
     stages = [features.stage1, features.stage2, features.stage3, features.stage4]
-    network = RetinaNet(Levels(features.init_block, *stages), (512, 1024, 2048), FULL, classes, 256, 4)
-    if checkpoint is not None:
-        network.load_state_dict(torch.load(Path(checkpoint), weights_only=True))
-    return network
+    return RetinaNet(Levels(features.init_block, *stages), (512, 1024, 2048), FULL, classes, 256, 4)
 
 
 def retinanet_small(classes: int = 10) -> RetinaNet:
@@ -168,21 +161,3 @@ def export_detector(network: RetinaNet, path: Path, side: int) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-
-
-def main() -> None:
-    """Export the full-size network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=512, help="height and width of an image (default: 512)")
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--checkpoint", help="state_dict of the weights (default: random ones)")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    network = retinanet_resnet50(arguments.classes, arguments.checkpoint)
-    export_detector(network, arguments.output, arguments.side)
-    print(f"{arguments.output}: {sum(parameter.numel() for parameter in network.parameters()):,} parameters")
-
-
-if __name__ == "__main__":
-    main()

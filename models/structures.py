@@ -25,7 +25,7 @@ from amq_onnx.exporting import export
 class Structure:
     """How a network is made, and the side of its images in pixels."""
 
-    make: Callable[[], nn.Module]
+    make: Callable[..., nn.Module]
     pixels: int
 
 
@@ -47,10 +47,10 @@ def _squeezenext() -> nn.Module:
     return sqnxt23_w1(in_size=(227, 227))  # type: ignore[no-any-return]
 
 
-def _retinanet() -> nn.Module:
+def _retinanet(classes: int = 80) -> nn.Module:
     from retinanet import retinanet_resnet50
 
-    return retinanet_resnet50()
+    return retinanet_resnet50(classes)
 
 
 STRUCTURES = {
@@ -61,11 +61,18 @@ STRUCTURES = {
 }
 
 
-def write(name: str, path: Path, weights: Path | None = None) -> None:
-    """Write a structure to `path`, with random weights of one seed or those of a file. Exits where they don't fit."""
+def write(
+    name: str, path: Path, weights: Path | None = None, side: int | None = None, classes: int | None = None
+) -> None:
+    """Write a structure to `path`, with random weights of one seed or those of a file. Exits where they don't fit.
+
+    side, classes: of RetinaNet, if not the usual ones.
+    """
     torch.manual_seed(0)
-    structure = STRUCTURES[name]
-    network = structure.make()
+    if (side or classes) and name != "retinanet":
+        sys.exit(f"--side and --classes are for retinanet, not {name}")
+    network = STRUCTURES[name].make(*([] if classes is None else [classes]))
+    pixels = side or STRUCTURES[name].pixels
     if weights is not None:
         try:
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -76,9 +83,9 @@ def write(name: str, path: Path, weights: Path | None = None) -> None:
             from retinanet import RetinaNet, export_detector
 
             assert isinstance(network, RetinaNet)
-            export_detector(network, path, structure.pixels)
+            export_detector(network, path, pixels)
         else:
-            export(network.eval(), path, inputs={"input": (1, 3, structure.pixels, structure.pixels)}, opset=20)
+            export(network.eval(), path, inputs={"input": (1, 3, pixels, pixels)}, opset=20)
 
 
 def main() -> None:
@@ -87,8 +94,10 @@ def main() -> None:
     parser.add_argument("structure", choices=STRUCTURES)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="a state_dict that torch.save wrote")
+    parser.add_argument("--side", type=int, help="of retinanet: height and width of an image (default: 512)")
+    parser.add_argument("--classes", type=int, help="of retinanet (default: 80)")
     arguments = parser.parse_args()
-    write(arguments.structure, arguments.output, arguments.weights)
+    write(arguments.structure, arguments.output, arguments.weights, arguments.side, arguments.classes)
     print(f"wrote {arguments.output}: {arguments.output.stat().st_size:,} bytes")
 
 

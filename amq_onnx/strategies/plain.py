@@ -213,7 +213,7 @@ def _place(
     chosen: list[NDArray[np.int16]] = []
     for place, index in enumerate(sites):
         # From the narrowest up: the best of all options of the site before that are no narrower.
-        before = np.zeros((widest, steps + 1)) - np.inf
+        before = np.full((widest, steps + 1), -np.inf)
         source = np.zeros((widest, steps + 1), np.int16)
         if place == 0:
             before[:, 0] = 0.0
