@@ -43,6 +43,8 @@ Ranges = dict[str, dict[int, tuple[float, float]]]
 # pass that measuring each of them would take longer.
 _FEWEST_SAMPLES = 64
 _SAMPLES_PER_ENTRY = 2
+# Share of the curvature in samples that are drawn together, so that few batches need many probes.
+_FRONT_SHARE = 0.9
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
 # Largest eigenvalues: how well those of weights are known, after how many passes at most; samples for activations,
@@ -201,6 +203,23 @@ def weighed_samples(data: Dataset, importance: torch.Tensor, count: int, seed: i
     return first, torch.full((samples,), 1 / samples, dtype=torch.float64)
 
 
+def curved_first(data: Dataset, importance: torch.Tensor) -> Dataset:
+    """The same samples, those in front that hold most of the importance, where they are the minority.
+
+    importance: of these samples and maybe of more behind them.
+    """
+    if data.fixed_batch() is not None:
+        return data
+    own = importance[: data.samples()].double()
+    order = own.argsort(descending=True, stable=True)
+    held = own[order].cumsum(0)
+    front = int((held < _FRONT_SHARE * held[-1]).sum()) + 1
+    if front > len(own) // 2:
+        return data
+    first, rest = (sorted(part.tolist()) for part in (order[:front], order[front:]))
+    return data.chosen(first).followed_by(data.chosen(rest))
+
+
 @dataclass(frozen=True)
 class _Found:
     """Rows of all sites, and how they came about. unreached: sites of which nothing is known."""
@@ -295,9 +314,11 @@ class _Measurement:
         encodings: Mapping[str, Mapping[int, Encoding]],
         method: TraceMethod,
     ) -> Traces:
+        data = self.data.first(self.options.samples)
         return measure_traces(
             self.executor,
-            self.data.first(self.options.samples),
+            # How much channels differ from one batch to the next is told of batches drawn at random.
+            data if self.options.channels else curved_first(data, self.seen.importance),
             {site.name: site.axis for site in self.prepared.sites.weights},
             encodings,
             heads,

@@ -29,6 +29,8 @@ from amq_onnx.quantizer.histogram import StreamingHistogram
 Method = Literal["gauss-newton", "hessian"]
 # Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
 _PROBES_PER_PASS = 2
+# Batches are drawn again whose next draw lowers an error at least this much as well as the best one's would.
+_WORTH = 0.25
 # A trace this much below the largest contribution needs no small relative error: it can't change a plan.
 _NEGLIGIBLE = 1e-6
 
@@ -59,7 +61,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Traces:
-    """Traces by site, how many probes each sample had, and whether every error is as small as asked."""
+    """Traces by site, how many probes a sample had at most, and whether every error is as small as asked."""
 
     weights: dict[str, Trace]
     activations: dict[str, Trace]
@@ -125,27 +127,33 @@ def measure_traces(
     is that of centred inputs (gauss-newton only, see `centred`): with inputs whose mean is far above their deviation
     the difference is of orders of magnitude.
     `gauss-newton` needs no labels; `hessian` needs `labels` in the data and Hutchinson products per site.
-    Stops when each standard error is `relative_error` of its trace or less, or after `max_probes` per sample.
+    Stops when each standard error is `relative_error` of its trace or less, or after `max_probes` per sample. After the
+    first sweep only batches are drawn again that errors come from, so put samples of much curvature together.
     The probes follow from `seed` alone. Memory is that of one batch of `batch_size` samples.
 
     Raises DataError where labels are missing or don't fit.
     """
     centring = Centring(executor, weights, layers, expected_inputs or {}) if method != "hessian" else None
     sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, centring, seed)
-    probes = 0
     converged = False
-    while probes < max_probes and not converged:
-        draws = min(_PROBES_PER_PASS, max_probes - probes)
-        samples = 0
+    wanted: frozenset[int] | None = None
+    while not converged and wanted != frozenset():
+        last = None if wanted is None else max(wanted)
         for unit, batch in enumerate(data.batches(batch_size)):
-            sweep.add_batch(unit, batch, data.count(batch), probes, draws)
-            samples = sweep.samples
-            if progress is not None:
-                progress(f"curvature, probe {probes + 1}", samples, None)
-        probes += draws
-        converged = sweep.worst_error() <= relative_error
+            samples = data.count(batch)
+            if wanted is None or unit in wanted:
+                done = sweep.probes(unit)
+                sweep.add_batch(unit, batch, samples, done, min(_PROBES_PER_PASS, max_probes - done))
+                if progress is not None:
+                    progress(f"curvature, probe {done + 1}", sweep.samples, None)
+            else:
+                sweep.pass_over(samples)
+            if unit == last:
+                break
         sweep.start_over()
-    return sweep.result(probes, converged)
+        converged = sweep.worst_error() <= relative_error
+        wanted = sweep.telling(relative_error, max_probes)
+    return sweep.result(converged)
 
 
 def weigh_histograms(
@@ -249,6 +257,8 @@ class _Sweep:
         self.samples = 0
         self._total = 0
         self._first = True
+        self._probes: dict[int, int] = {}
+        self._units: list[int] = []  # of each sample
 
     def add_batch(self, unit: int, batch: Batch, samples: int, probe: int, draws: int) -> None:
         biases = {} if self.centring is None else self.centring.biases
@@ -267,12 +277,39 @@ class _Sweep:
                     parts = per_sample(product, samples)
                     for offset, value in enumerate(parts.tolist()):
                         self.activation_means[name].add(self.samples + offset, value)
+        self._probes[unit] = probe + draws
+        if self._first:
+            self._units += [unit] * samples
+        self.samples += samples
+
+    def pass_over(self, samples: int) -> None:
+        """Leave a batch as it is."""
         self.samples += samples
 
     def start_over(self) -> None:
-        self._total = self.samples
+        self._total = max(self._total, self.samples)
         self.samples = 0
         self._first = False
+
+    def probes(self, unit: int) -> int:
+        """How often a batch was drawn."""
+        return self._probes.get(unit, 0)
+
+    def telling(self, relative_error: float, max_probes: int) -> frozenset[int]:
+        """The batches to draw again, of those that may be: one more draw of any lowers the variance of a site whose
+        error is still too large by about mean^2 / draws^2, the deviation of a draw being in proportion to its mean.
+        """
+        gains = np.zeros(len(self._probes))
+        for group, units in ((self.weight_means, list(self._probes)), (self.activation_means, self._units)):
+            largest = max((abs(means.total()) for means in group.values()), default=0.0)
+            for means in group.values():
+                scale = max(abs(means.total()), _NEGLIGIBLE * largest)
+                if scale > 0 and means.standard_error() > relative_error * scale:
+                    gain = np.square(means.means() / means.counts() / scale)
+                    gains = np.maximum(gains, np.bincount(units, gain, len(gains)))
+        open_ = np.array([self._probes[unit] < max_probes for unit in self._probes])
+        gains[~open_] = 0
+        return frozenset(np.flatnonzero(open_ & (gains >= _WORTH * gains.max(initial=0.0))).tolist())
 
     def worst_error(self) -> float:
         """The largest relative standard error of a site whose trace matters."""
@@ -286,11 +323,11 @@ class _Sweep:
                     worst = max(worst, means.standard_error() / scale)
         return worst
 
-    def result(self, probes: int, converged: bool) -> Traces:
+    def result(self, converged: bool) -> Traces:
         weights = {}
-        sweeps_per_channel = max(1, probes)
+        draws = np.array([self._probes[unit] for unit in self._probes])[:, None]
         for name, means in self.weight_means.items():
-            units = torch.stack(list(self.channel_sums[name].values())).cpu().numpy() / sweeps_per_channel / self._total
+            units = torch.stack(list(self.channel_sums[name].values())).cpu().numpy() / draws / self._total
             weights[name] = Trace(
                 means.total() / self._total,
                 means.standard_error() / self._total,
@@ -311,7 +348,7 @@ class _Sweep:
                 self.elements[name],
                 perturbation,
             )
-        return Traces(weights, activations, probes, self._total, converged)
+        return Traces(weights, activations, int(draws.max()), self._total, converged)
 
     def _products(
         self, scores: list[Tensor], sites: list[Tensor], batch: Batch, generator: torch.Generator

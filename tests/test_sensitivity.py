@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cli.networks import build, conv_net, node, noise
+from cli.networks import build, conv_net, images, node, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amq_onnx.calibration import tensors
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import METHODS, SensitivityOptions, measure_sensitivity
-from amq_onnx.model.data import random_data
+from amq_onnx.measurement import METHODS, SensitivityOptions, curved_first, measure_sensitivity
+from amq_onnx.model.data import Dataset, random_data
 from amq_onnx.model.heads import find_heads
+from amq_onnx.model.inputs import input_specs
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.rewriting import prepare
@@ -285,3 +286,20 @@ def test_the_rivals_scores_are_squared_errors_times_an_eigenvalue_or_nothing():
             error = round_trip(values, activation_encoding(low, high, bits)) - values
             assert active_row.omega(bits) == pytest.approx(np.square(error).sum() / 12, rel=0.08)
     assert Sensitivity.from_json(found["eigenvalue"].to_json(), "s") == found["eigenvalue"]
+
+
+@pytest.mark.parametrize(
+    ("importance", "order"),
+    [
+        ([1e-3, 4.0, 0.0, 1e-3, 5.0, 1e-3], [1, 4, 0, 2, 3, 5]),
+        ([1.0] * 6, [0, 1, 2, 3, 4, 5]),
+        ([0.0] * 6, [0, 1, 2, 3, 4, 5]),
+        ([1e-3, 4.0, 0.0, 1e-3, 5.0, 1e-3, 100.0], [1, 4, 0, 2, 3, 5]),
+    ],
+    ids=["few tell", "all alike", "none", "of more samples"],
+)
+def test_samples_of_most_curvature_come_first(importance, order):
+    given = images(6)
+    data = Dataset(lambda: [{"image": given}], input_specs(conv_net()), "the data")
+    found = curved_first(data, torch.tensor(importance))
+    np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in found.batches(4)]), given[order])

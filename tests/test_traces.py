@@ -95,7 +95,7 @@ class Setting:
             return self.scores(name, flat.reshape(point.shape))
 
         def loss(z):
-            return self.loss.value(z.reshape(SAMPLES, CLASSES), target).sum()
+            return self.loss.value(z.reshape(len(self.x), CLASSES), target).sum()
 
         if method == "hessian":
             return hessian(lambda p: loss(scores(p)))(point.reshape(-1)).diagonal().reshape(point.shape)
@@ -155,6 +155,27 @@ def test_probing_stops_once_every_error_is_small_enough():
     for found, bound in ((loose, 0.5), (tight, 0.03)):
         traces = [*found.weights.values(), *found.activations.values()]
         assert max(trace.error / trace.trace for trace in traces) <= bound
+
+
+def test_batches_without_curvature_are_not_drawn_again():
+    setting = Setting()
+    # Gradients of w1 are in proportion to x.
+    setting.x = np.concatenate([setting.x[:2], 1e-3 * setting.x[2:], 1e-3 * setting.x[2:]])
+    setting.labels = np.zeros(len(setting.x), np.int64)
+    drawn = []
+    found = setting.measure(
+        weights={"w1": 0},
+        activations={},
+        relative_error=0.05,
+        progress=lambda step, done, of: drawn.append((step, done)),
+    )
+    assert found.converged
+    assert found.probes > 20
+    assert [done for step, done in drawn if step == "curvature, probe 1"] == [2, 4, 6, 8]
+    assert {done for step, done in drawn if step != "curvature, probe 1"} == {2}
+    exact = setting.exact_diagonal("w1", "gauss-newton").sum() / len(setting.x)
+    assert abs(found.weights["w1"].trace - exact) <= 4 * found.weights["w1"].error
+    assert found.weights["w1"].channels.sum() == pytest.approx(found.weights["w1"].trace, rel=1e-9)
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])

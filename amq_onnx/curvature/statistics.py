@@ -48,6 +48,10 @@ class UnitMeans:
             variance = np.array(self._deviation) / (count - 1) / count
         return np.where(count > 1, variance, np.inf)
 
+    def counts(self) -> NDArray[np.int64]:
+        """Draws of each unit, [units]."""
+        return np.array(self._count, np.int64)
+
     def total(self) -> float:
         """Sum of the means over the units."""
         return float(np.sum(self._mean))

@@ -156,6 +156,17 @@ class Dataset:
                 seen += count
                 if len(wanted):
                     yield self.picked(batch, wanted)
+                if seen > numbers[-1]:
+                    break
+
+        return Dataset(source, self.specs, self.origin)
+
+    def followed_by(self, other: Dataset) -> Dataset:
+        """These samples and then those of `other`, of a model that doesn't fix the batch size."""
+
+        def source() -> Iterator[Batch]:
+            yield from self.batches(_SPLIT_READ)
+            yield from other.batches(_SPLIT_READ)
 
         return Dataset(source, self.specs, self.origin)
 
