@@ -9,13 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
 from amq_onnx.allocation import Allocation
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
 from amq_onnx.errors import UsageError
+from amq_onnx.executor.interpreter import Executor
 from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import file_bytes, read_model, write_model
+from amq_onnx.model.heads import heads_with
 from amq_onnx.pipeline import check_widths, file_of, tuned, tuner_for
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import Prepared, prepare
@@ -24,7 +30,9 @@ from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.sizes import parse_size
 from amq_onnx.strategies import haq
 from amq_onnx.strategies.plain import fitting, mean_traces, random_widths, sampled, uniform, uniform_bytes, worst
+from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
 from amq_onnx.tuning.tuner import TuneMethod, TuningOptions
 
 Strategy = Literal["hybrid", "trace", "eigenvalue", "norm", "uniform", "worst", "random", "haq"]
@@ -39,8 +47,9 @@ _METHODS: dict[Strategy, Method] = {
     "eigenvalue": "eigenvalue",
     "norm": "norm",
 }
-# Samples that the agent's plans are scored on.
+# Samples that the agent's plans are trained and scored on, and how many make a step.
 _REWARD_SAMPLES = 256
+_REWARD_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +139,14 @@ def compare(
     traces = traced.space.sensitivity
     budgets = [parse_size(size).bytes(original) for size in sizes]
     budgets += [uniform_bytes(traced, width) for width in uniform_bits]
-    reward = _Reward(path, data, traced, metric, progress) if "haq" in strategies else None
+    agent = agent or haq.AgentOptions(seed=options.seed)
+    reward = _Reward(path, data, traced, metric, agent, options.device, progress) if "haq" in strategies else None
     evaluator = Evaluator(path, evaluation or data, metric=metric, provider=provider, progress=progress)
     tuner = tuner_for(tune, data, Checkpoint(None), progress)
     rows = []
     for budget in budgets:
         for strategy in strategies:
-            searched = _searched(strategy, tables, budget, agent or haq.AgentOptions(seed=options.seed), reward)
+            searched = _searched(strategy, tables, budget, agent, reward)
             candidate = searched.candidate
             if tuner is not None:
                 candidate, _ = tuned(searched.compiler, candidate, tuner, f"{strategy}-{budget}")
@@ -237,23 +247,41 @@ def predicted(table: Sensitivity, plan: Plan) -> float:
 
 
 class _Reward:
-    """How far a plan's file is below the float model, in HAQ's units: a tenth of the percentage points."""
+    """How far a plan's file is below the float model, in HAQ's units: a tenth of the percentage points. Each is trained
+    before, by the float model and the data."""
 
     def __init__(
-        self, path: Path, data: Dataset, compiler: Compiler, metric: str | None, progress: Progress | None
+        self,
+        path: Path,
+        data: Dataset,
+        compiler: Compiler,
+        metric: str | None,
+        agent: haq.AgentOptions,
+        device: str,
+        progress: Progress | None,
     ) -> None:
-        self.evaluator = Evaluator(path, data.first(_REWARD_SAMPLES), metric=metric)
+        self.data = data.first(_REWARD_SAMPLES)
+        self.evaluator = Evaluator(path, self.data, metric=metric)
         self.compiler = compiler
+        self.training = FineTuneOptions(epochs=agent.epochs, batch_size=_REWARD_BATCH, seed=agent.seed, device=device)
         self.progress = progress
         self.files = 0
 
     def __call__(self, allocation: Allocation) -> float:
-        with file_of(self.compiler.candidate(allocation).model) as written:
+        candidate = self.compiler.candidate(allocation)
+        if self.training.epochs:
+            candidate = self.compiler.tuned(candidate, self._trained)
+        with file_of(candidate.model) as written:
             drop = self.evaluator.compare(written).drop
         self.files += 1
         if self.progress is not None:
             self.progress("files that the agent tries", self.files, None)
         return -10.0 * drop
+
+    def _trained(self, model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+        heads = heads_with(model, self.compiler.space.sensitivity.loss)
+        losses = losses_on(Executor(model, device=self.training.device), self.data, heads)
+        return fine_tune(model, quantized, heads, losses, self.data, self.training)[0]
 
 
 def _order(traces: Sensitivity) -> list[str]:

@@ -56,6 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="plans that haq tries (default: %(default)s)",
     )
+    parser.add_argument(
+        "--episode-epochs",
+        type=int,
+        default=default.epochs,
+        metavar="N",
+        help="passes over the data that haq trains each plan for before it's scored (default: %(default)s)",
+    )
     parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
     parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu", help="execution provider to verify on")
     parser.add_argument("--output", "-o", type=Path, metavar="FOLDER", help="keep the files there")
@@ -78,6 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("--equalize is not for comparisons")
     if arguments.episodes < 1:
         raise UsageError("--episodes must be 1 or more")
+    if arguments.episode_epochs < 0:
+        raise UsageError("--episode-epochs must be 0 or more")
     check_gate(arguments.metric, None)
     bits, activation_bits = options.checked_widths(arguments)
     measurement = options.measurement(arguments)
@@ -101,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
             opset=arguments.opset,
             options=measurement,
             tune="none" if tuning.method is None else tuning,
-            agent=AgentOptions(arguments.episodes, seed=arguments.seed),
+            agent=AgentOptions(arguments.episodes, epochs=arguments.episode_epochs, seed=arguments.seed),
             evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
             metric=arguments.metric,
             provider=arguments.provider,

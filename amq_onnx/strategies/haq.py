@@ -33,10 +33,12 @@ _AVERAGING = 0.01
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """episodes: plans that the agent tries; warm_up: of these, those drawn at random first."""
+    """episodes: plans that the agent tries; warm_up: of these, those drawn at random first. epochs: passes over the
+    data that each is trained for before it is scored, one as HAQ has it."""
 
     episodes: int = 600
     warm_up: int = 20
+    epochs: int = 1
     seed: int = 0
 
 
@@ -64,9 +66,7 @@ def search(
     stable-baselines3, BudgetError where the narrowest widths are beyond the budget.
     """
     require_agent()
-    from stable_baselines3 import DDPG
-
-    from amq_onnx.strategies.haq_episode import Episode, FadingNoise, SharedReward
+    from amq_onnx.strategies.haq_episode import Episode, Explorer, FadingNoise, SharedReward
 
     options = options or AgentOptions()
     space = compiler.space
@@ -79,7 +79,7 @@ def search(
 
     counts = [len(row) for row in space.widths]
     episode = Episode(features(compiler), counts, lambda choice: lowered(compiler, choice, budget), asked)
-    agent = DDPG(
+    agent = Explorer(
         "MlpPolicy",
         episode,
         learning_rate=_RATE,

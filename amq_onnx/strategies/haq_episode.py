@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 
@@ -80,6 +81,28 @@ class FadingNoise(ActionNoise):
     def __call__(self) -> NDArray[np.float32]:
         """Noise for one action."""
         return self.generator.normal(0.0, self.deviation, 1).astype(np.float32)
+
+    def around(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`action`, in [-1, 1], with noise that keeps it there: the normal distribution truncated to the interval, by
+        drawing again."""
+        while True:
+            found = action + self()
+            if abs(float(found.item())) <= 1:
+                return found
+
+
+class Explorer(DDPG):
+    """DDPG with truncated noise, as HAQ has it, where actions with noise are otherwise clipped: an actor that says 0 or
+    1, which it soon does, would be taken at its word every other time."""
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        taken, scaled = super()._sample_action(learning_starts, None, n_envs)
+        if self.num_timesteps < learning_starts or not isinstance(action_noise, FadingNoise):
+            return taken, scaled
+        scaled = action_noise.around(scaled)
+        return self.policy.unscale_action(scaled), scaled
 
 
 class SharedReward(ReplayBuffer):
