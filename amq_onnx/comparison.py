@@ -21,7 +21,7 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import file_bytes, read_model, write_model
-from amq_onnx.model.heads import heads_with
+from amq_onnx.model.heads import heads_with, weighed
 from amq_onnx.pipeline import check_widths, file_of, tuned, tuner_for
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import Prepared, prepare
@@ -280,6 +280,7 @@ class _Reward:
 
     def _trained(self, model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
         heads = heads_with(model, self.compiler.space.sensitivity.loss)
+        model, quantized = weighed(model, heads), weighed(quantized, heads)
         losses = losses_on(Executor(model, device=self.training.device), self.data, heads)
         return fine_tune(model, quantized, heads, losses, self.data, self.training)[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from amq_onnx.calibration import Calibration, Progress, calibrate
-from amq_onnx.curvature.importance import choose_samples
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
-from amq_onnx.model.heads import LEFT_OUT, Head, find_heads
+from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
 from amq_onnx.perturbation import Perturbation, QuantizedActivation, QuantizedWeight
 from amq_onnx.plan import corrections
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
@@ -26,6 +25,7 @@ from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
+from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
 from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
@@ -43,8 +43,6 @@ Ranges = dict[str, dict[int, tuple[float, float]]]
 # pass that measuring each of them would take longer.
 _FEWEST_SAMPLES = 64
 _SAMPLES_PER_ENTRY = 2
-# Share of the curvature in samples that are drawn together, so that few batches need many probes.
-_FRONT_SHARE = 0.9
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
 # Largest eigenvalues: how well those of weights are known, after how many passes at most; samples for activations,
@@ -92,12 +90,12 @@ def measure_sensitivity(
     if options.channels and options.method not in get_args(TraceMethod):
         raise UsageError(f"--granularity channel needs traces: use --sensitivity {' or '.join(get_args(TraceMethod))}")
     heads, left_out = find_heads(prepared.model, options.loss)
-    executor = Executor(prepared.model, device=options.device)
+    executor = Executor(weighed(prepared.model, heads), device=options.device)
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
     layers = prepared.layers if options.correct_biases else ()
     names = [head.tensor for head in heads]
-    weighed = prepared.linear_layers if options.weigh_inputs and options.ranges in ("curvature", "mse") else ()
-    seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), weighed)
+    centred = prepared.linear_layers if options.weigh_inputs and options.ranges in ("curvature", "mse") else ()
+    seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), centred)
     work = _Measurement(executor, data, prepared, seen, weight_bits, activation_bits or (), options, progress)
     found = work.measure(heads)
     if options.loss == "auto" and not found.any_loss:
@@ -110,7 +108,7 @@ def measure_sensitivity(
     return Sensitivity(
         model=fingerprint(prepared.model),
         method=options.method,
-        loss={head.tensor: f"{head.loss}: {head.why}" for head in heads}
+        loss={head.source: head.story for head in heads}
         | {name: f"{LEFT_OUT}{reason}" for name, reason in left_out.items()},
         samples=found.samples,
         probes=found.probes,
@@ -171,53 +169,6 @@ def perturbations(
         }
         sites[name] = QuantizedWeight(executor, name, executor.entries(name), quantized, shifts, axes)
     return sites | {name: QuantizedActivation(name, by_bits) for name, by_bits in activations.items()}
-
-
-def importance_of(heads: Sequence[Head]) -> Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]:
-    """How much each sample's loss is curved in its scores, [samples], for `calibrate`: one with a certain answer tells
-    little."""
-
-    def importance(found: Mapping[str, torch.Tensor], samples: int) -> torch.Tensor:
-        scores = [found[head.tensor] for head in heads]
-        squares = {
-            head.tensor: float(score.double().square().sum()) / samples
-            for head, score in zip(heads, scores, strict=True)
-        }
-        total = torch.zeros(samples, dtype=torch.float64)
-        for loss, score in zip(losses_for(heads, squares), scores, strict=True):
-            if len(score) == samples:
-                total += loss.trace(score).cpu()
-        return total
-
-    return importance
-
-
-def weighed_samples(data: Dataset, importance: torch.Tensor, count: int, seed: int) -> tuple[Dataset, torch.Tensor]:
-    """`count` samples that losses are measured on, and their weights: drawn by importance (see `choose_samples`), or
-    the first ones, all alike, of a model whose batch is fixed."""
-    if data.fixed_batch() is None:
-        chosen, weights = choose_samples(importance, count, torch.Generator().manual_seed(seed))
-        return data.chosen(chosen.tolist()), weights
-    first = data.first(count)
-    samples = first.samples()
-    return first, torch.full((samples,), 1 / samples, dtype=torch.float64)
-
-
-def curved_first(data: Dataset, importance: torch.Tensor) -> Dataset:
-    """The same samples, those in front that hold most of the importance, where they are the minority.
-
-    importance: of these samples and maybe of more behind them.
-    """
-    if data.fixed_batch() is not None:
-        return data
-    own = importance[: data.samples()].double()
-    order = own.argsort(descending=True, stable=True)
-    held = own[order].cumsum(0)
-    front = int((held < _FRONT_SHARE * held[-1]).sum()) + 1
-    if front > len(own) // 2:
-        return data
-    first, rest = (sorted(part.tolist()) for part in (order[:front], order[front:]))
-    return data.chosen(first).followed_by(data.chosen(rest))
 
 
 @dataclass(frozen=True)

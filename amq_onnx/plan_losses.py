@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from amq_onnx.calibration import Progress, calibrate
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import importance_of, perturbations, weighed_samples
+from amq_onnx.measurement import perturbations
 from amq_onnx.model.data import Dataset
-from amq_onnx.model.heads import heads_with
+from amq_onnx.model.heads import heads_with, weighed
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import Prepared
+from amq_onnx.sample_choice import importance_of, weighed_samples
 from amq_onnx.site_losses import SiteLosses, measure_losses
 from amq_onnx.traces import losses_for
 
@@ -34,8 +35,8 @@ def measure_plan(
     depends on a site for each site. chosen: by head tensor, its loss, as the sensitivity table names it. By site the
     result has one entry, at its widest channel's bits.
     """
-    executor = Executor(prepared.model, device=device)
     heads = heads_with(prepared.model, chosen)
+    executor = Executor(weighed(prepared.model, heads), device=device)
     names = [head.tensor for head in heads]
     seen = calibrate(executor, data, [], names, progress=progress, importance=importance_of(heads))
     looked_at, weights = weighed_samples(data, seen.importance, samples, seed)

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from amq_onnx.calibration import tensors
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import METHODS, SensitivityOptions, curved_first, measure_sensitivity
+from amq_onnx.measurement import METHODS, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import Dataset, random_data
 from amq_onnx.model.heads import find_heads
 from amq_onnx.model.inputs import input_specs
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.rewriting import prepare
+from amq_onnx.sample_choice import curved_first
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, parse_versioned, read_json_file
 from amq_onnx.spectra import measure_spectra
 from amq_onnx.traces import losses_on

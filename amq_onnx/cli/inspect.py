@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         "written_opset": opset_of(prepared.model),
         "oldest_onnxruntime": oldest_runtime(prepared.model),
         "inputs": {spec.name: [str(spec.dtype), list(spec.shape)] for spec in input_specs(model)},
-        "loss": {head.tensor: f"{head.loss}: {head.why}" for head in heads}
+        "loss": {head.source: head.story for head in heads}
         | {name: f"left out: {reason}" for name, reason in left_out.items()},
         "unsupported_operators": [
             {"operator": entry.op_type, "domain": entry.domain, "opset": entry.opset, "node": entry.node}

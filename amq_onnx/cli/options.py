@@ -146,7 +146,8 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         type=loss,
         default="auto",
         metavar="auto|softmax|sigmoid|squared|OUTPUT=LOSS,...",
-        help="loss on the outputs, or on each by its name; OUTPUT=none leaves one out",
+        help="loss on the outputs, or on each by its name; OUTPUT=none leaves one out, OUTPUT=squared*SCORES weighs "
+        "an error by the highest probability of SCORES",
     )
     parser.add_argument(
         "--ranges",

@@ -15,7 +15,7 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.formats import count, percent, real
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model, write_text
-from amq_onnx.model.heads import find_heads
+from amq_onnx.model.heads import find_heads, weighed
 from amq_onnx.report.figures_page import Section, figures_page
 from amq_onnx.report.plotting import require_plotly
 from amq_onnx.report.spectrum_figures import density_figure, eigenvalues_figure
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     prepared.require_weights()
     heads, _ = find_heads(prepared.model, arguments.loss)
     weights = _chosen([site.name for site in prepared.sites.weights], arguments.weights)
-    executor = Executor(prepared.model, device=device)
+    executor = Executor(weighed(prepared.model, heads), device=device)
     with console.progress() as progress:
         found = measure_spectra(
             executor,

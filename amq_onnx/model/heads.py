@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from amq_onnx.errors import ModelError, UsageError
 
@@ -24,7 +25,8 @@ class Head:
 
     tensor: the name to run the graph for; behind a Softmax or Sigmoid that was cut, its input.
     axis: the classes' dimension, for softmax. output: the model's output that it belongs to.
-    why: how the loss was chosen.
+    why: how the loss was chosen. weigher: the head whose probabilities weigh a squared error; the graph needs what
+    `weighed` adds to it then.
     """
 
     tensor: str
@@ -32,6 +34,17 @@ class Head:
     axis: int
     output: str
     why: str
+    weigher: Head | None = None
+
+    @property
+    def story(self) -> str:
+        """The loss and why, as a sensitivity table keeps it."""
+        return f"{self.loss}{'' if self.weigher is None else f'*{self.weigher.output}'}: {self.why}"
+
+    @property
+    def source(self) -> str:
+        """The tensor of the model itself that the loss is put on, maybe weighed."""
+        return self.tensor if self.weigher is None else self.tensor.removesuffix(f"*{self.weigher.output}")
 
 
 def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], dict[str, str]]:
@@ -40,7 +53,8 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     loss: `softmax`, `sigmoid` or `squared` for every head, or `auto`: a Softmax or Sigmoid at the end of the
     graph, perhaps written out or reshaped behind, is cut and its input used; [N, C] scores with C > 1 of a model
     without one are softmax logits; anything else has squared error. `scores=sigmoid,boxes=none` names one for each of
-    some outputs, `none` to leave one out; others are `auto`.
+    some outputs, `none` to leave one out; others are `auto`. `boxes=squared*scores` weighs the squared error of each
+    box with the highest probability among its scores.
 
     Raises ModelError if no output is float or all are left out, UsageError for a loss or an output that isn't there.
     """
@@ -49,8 +63,9 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     outputs = [output.name for output in model.graph.output]
     if isinstance(asked, dict) and (missing := sorted(set(asked) - set(outputs))):
         raise UsageError(f"--loss: the model has no output '{missing[0]}': its outputs are {', '.join(outputs)}")
-    heads: list[Head] = []
+    heads: dict[str, Head] = {}
     left_out: dict[str, str] = {}
+    weighers: dict[str, str] = {}
     for output in model.graph.output:
         tensor = output.type.tensor_type
         if tensor.elem_type not in _FLOATS:
@@ -67,15 +82,71 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
             name, axis = output.name, -1
             why = "scores [N, C] without a Softmax, taken for logits" if many else "no Softmax or Sigmoid at the end"
         wanted = asked.get(output.name, "auto") if isinstance(asked, dict) else asked
+        wanted, _, weigher = wanted.partition("*")
+        if weigher:
+            weighers[output.name] = weigher
         if wanted == "none":
             left_out[output.name] = "asked for by --loss"
-            continue
-        if wanted != "auto":
+        elif wanted != "auto":
             kind, why = wanted, "asked for by --loss"  # type: ignore[assignment]
-        heads.append(Head(name, kind, axis, output.name, why))
-    if not heads:
+        heads[output.name] = Head(name, kind, axis, output.name, why)
+    for name, weigher in weighers.items():
+        heads[name] = _weighed_by(heads[name], heads.get(weigher), weigher)
+    found = [head for name, head in heads.items() if name not in left_out]
+    if not found:
         raise ModelError("the model has no float output to measure a loss on, or --loss leaves all out")
-    return heads, left_out
+    return found, left_out
+
+
+def _weighed_by(head: Head, weigher: Head | None, name: str) -> Head:
+    """`head` with another one's probabilities as weights. Raises UsageError where that has none."""
+    if weigher is None:
+        raise UsageError(f"--loss {head.output}=squared*{name}: the model has no float output '{name}'")
+    if weigher.loss == "squared":
+        raise UsageError(
+            f"--loss {head.output}=squared*{name}: the loss of '{name}' is squared, which has no probabilities: add "
+            f"{name}=sigmoid or {name}=softmax"
+        )
+    return replace(head, tensor=f"{head.tensor}*{name}", weigher=weigher)
+
+
+def weighed(model: onnx.ModelProto, heads: Sequence[Head]) -> onnx.ModelProto:
+    """`model` with the tensors that weighed losses are put on; `model` itself where no loss is weighed.
+
+    Before:  boxes                    scores -> Sigmoid, or what else makes probabilities
+    After:   boxes ------------------------------------> Mul -> boxes*scores
+             scores -> Sigmoid -> ReduceMax -> Clip -> Sqrt -> /
+
+    The squared error of the product is that of the boxes, each weighed by the highest probability of its scores
+    (where scores stay as they are). The graph is for measuring and learning: the product is no output.
+    """
+    wanted = [head for head in heads if head.weigher is not None]
+    if not wanted:
+        return model
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    for head in wanted:
+        assert head.weigher is not None
+        name, axis = head.tensor, head.weigher.axis
+        floor, axes = f"{name}/floor", f"{name}/axes"
+        # Below it the derivative of the root would overflow before the product with that of Sigmoid vanishes.
+        found.graph.initializer.append(numpy_helper.from_array(np.array(1e-12, np.float32), floor))
+        softmax = head.weigher.loss == "softmax"
+        likely = helper.make_node("Softmax" if softmax else "Sigmoid", [head.weigher.tensor], [f"{name}/p"])
+        if softmax:
+            likely.attribute.append(helper.make_attribute("axis", axis))
+        highest = helper.make_node("ReduceMax", [f"{name}/p"], [f"{name}/highest"], keepdims=1)
+        if opset >= 18:
+            found.graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), axes))
+            highest.input.append(axes)
+        else:
+            highest.attribute.append(helper.make_attribute("axes", [axis]))
+        above = helper.make_node("Clip", [f"{name}/highest", floor], [f"{name}/above"])
+        root = helper.make_node("Sqrt", [f"{name}/above"], [f"{name}/root"])
+        product = helper.make_node("Mul", [head.source, f"{name}/root"], [name])
+        found.graph.node.extend([likely, highest, above, root, product])
+    return found
 
 
 def asked_losses(text: str) -> str | dict[str, str]:
@@ -84,10 +155,12 @@ def asked_losses(text: str) -> str | dict[str, str]:
     parts = [part.rpartition("=") for part in text.split(",")] if named else [("", "", text)]
     kinds = [*get_args(LossName), "auto", *(["none"] if named else [])]
     for name, _, kind in parts:
-        if kind not in kinds or (named and not name):
+        loss, star, weigher = kind.partition("*")
+        known = loss in kinds and (not star or (named and loss == "squared" and bool(weigher)))
+        if not known or (named and not name):
             raise UsageError(
                 f"--loss '{text}': use auto, {', '.join(get_args(LossName))}, or one for each of some outputs, such as "
-                "scores=sigmoid,boxes=none"
+                "scores=sigmoid,boxes=squared*scores"
             )
     return {name: kind for name, _, kind in parts} if named else text
 
@@ -95,17 +168,20 @@ def asked_losses(text: str) -> str | dict[str, str]:
 def heads_with(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
     """The heads of `model` with losses that were chosen before.
 
-    chosen: by head tensor, text that starts with its loss and a colon, as a sensitivity table has it, or by output that
-    it is left out; others keep what `find_heads` gives them.
+    chosen: by the head's source, its story, as a sensitivity table has it, or by output that it is left out; others
+    keep what `find_heads` gives them. Raises UsageError for a weigher that the model doesn't have.
     """
     kinds = {name: text.partition(":")[0] for name, text in chosen.items() if not text.startswith(LEFT_OUT)}
-    found = [
-        head for head in find_heads(model)[0] if head.tensor in kinds or head.output not in set(chosen) - set(kinds)
-    ]
-    for index, head in enumerate(found):
+    heads = find_heads(model)[0]
+    for index, head in enumerate(heads):
         for kind in get_args(LossName):
-            if kinds.get(head.tensor) == kind:
-                found[index] = replace(head, loss=kind)
+            if kinds.get(head.tensor, "").partition("*")[0] == kind:
+                heads[index] = replace(head, loss=kind)
+    by_output = {head.output: head for head in heads}
+    found = [head for head in heads if head.tensor in kinds or head.output not in set(chosen) - set(kinds)]
+    for index, head in enumerate(found):
+        if weigher := kinds.get(head.tensor, "").partition("*")[2]:
+            found[index] = _weighed_by(head, by_output.get(weigher), weigher)
     return found
 
 

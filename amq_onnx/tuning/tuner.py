@@ -12,7 +12,7 @@ from amq_onnx.calibration import Progress
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
-from amq_onnx.model.heads import heads_with
+from amq_onnx.model.heads import heads_with, weighed
 from amq_onnx.rewriting import with_initializers
 from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
@@ -66,6 +66,7 @@ class Tuner:
         sensitivity was measured with.
         """
         heads = heads_with(model, chosen)
+        model, quantized = weighed(model, heads), weighed(quantized, heads)
         rounding = self.options.rounding
         losses = losses_on(Executor(model, device=rounding.device), self.data.first(rounding.samples), heads)
         checkpoint = self.checkpoint.inside(name)

@@ -80,6 +80,29 @@ def two_inputs():
     return build(nodes, {"image": ["n", 3, 8, 8], "side": ["n", 6]}, outputs, constants)
 
 
+def detector():
+    """image [n, 3, 8, 8] -> scores [n, 16, 3], logits, and boxes [n, 16, 4] of places."""
+    nodes = [
+        node("Conv", "image w1 b1", "features", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Relu", "features", "relu"),
+        *(
+            made
+            for name in ("scores", "boxes")
+            for made in (
+                node("Conv", f"relu {name}_w", f"{name}_map"),
+                node("Reshape", f"{name}_map {name}_shape", f"{name}_places"),
+                node("Transpose", f"{name}_places", name, perm=[0, 2, 1]),
+            )
+        ),
+    ]
+    constants = {"w1": scaled(1, 96, 3, 3, 3), "b1": 0.1 * noise(2, 96)}
+    for number, (name, channels) in enumerate((("scores", 3), ("boxes", 4))):
+        constants |= {f"{name}_w": 4 * scaled(3 + number, channels, 96, 1, 1)}
+        constants |= {f"{name}_shape": np.array([0, channels, 16], np.int64)}
+    outputs = {"scores": ["n", 16, 3], "boxes": ["n", 16, 4]}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, outputs, constants)
+
+
 def images(count=32, seed=11):
     return noise(seed, count, 3, 8, 8)
 

@@ -501,3 +501,28 @@ def test_digits_network_within_a_seventh_loses_little(amq, tmp_path, read_json):
     assert out.stat().st_size == found["bytes"] <= 0.145 * found["float_bytes"]
     assert found["verification"]["samples"] == 500
     assert len(set(found["weights"].values())) > 2
+
+
+@pytest.mark.parametrize("tune", [("none",), ("rounding", "--tune-steps", 30), ("full", "--tune-epochs", 1)])
+def test_an_error_weighed_by_another_output(amq, tmp_path, read_json, tune):
+    """The file has the same outputs as ever; the table knows how the loss was weighed."""
+    model = save(networks.detector(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", image=networks.images())
+    out, table = tmp_path / "o.onnx", tmp_path / "s.json"
+    loss = ("--loss", "scores=sigmoid,boxes=squared*scores")
+    common = ("quantize", model, "-o", out, "--size", ".3", "--data", tmp_path / "d.npz", "--tune", *tune)
+    plan = tmp_path / "plan.json"
+    ran = amq(*common, *loss, "--save-sensitivity", table, "--save-plan", plan, "--report", tmp_path / "r.html")
+    assert ran.code == 0, ran.err
+    assert read_json(table)["loss"] == {
+        "scores": "sigmoid: asked for by --loss",
+        "boxes": "squared*scores: asked for by --loss",
+    }
+    assert [output.name for output in onnx.load(out).graph.output] == ["scores", "boxes"]
+    onnx.checker.check_model(onnx.load(out))
+    again = tmp_path / "again.json"
+    assert amq(*common, "--from-sensitivity", table, "--save-plan", again).code == 0
+    assert read_json(again)["weights"] == read_json(plan)["weights"]
+    plain = tmp_path / "plain.json"
+    assert amq(*common, "--loss", "scores=sigmoid,boxes=squared", "--save-sensitivity", plain).code == 0
+    assert read_json(plain)["weights"] != read_json(table)["weights"]

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
 from small_graphs import f, model, node
 
 from amq_onnx.errors import ModelError, UsageError
-from amq_onnx.model.heads import LEFT_OUT, find_heads, heads_with
+from amq_onnx.executor.interpreter import Executor
+from amq_onnx.model.heads import LEFT_OUT, find_heads, heads_with, weighed
 
 SCORES = {"x": ["n", 5]}
 
@@ -100,3 +102,62 @@ def test_losses_that_are_not_there(loss, said):
 def test_no_output_left():
     with pytest.raises(ModelError, match="leaves all out"):
         found(TWO, {"scores": None, "boxes": None}, loss="scores=none,boxes=none")
+
+
+def detector(kind="Sigmoid", opset=18):
+    """Scores [n, 3, 5] behind `kind` and boxes [n, 3, 4]."""
+    nodes = [node("MatMul", "x w", "logits"), node(kind, "logits", "scores"), node("MatMul", "x v", "boxes")]
+    constants = {"w": f(6, 5), "v": f(6, 4)}
+    return model(nodes, {"x": ["n", 3, 6]}, {"scores": None, "boxes": None}, constants, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("kind", ["Sigmoid", "Softmax"])
+def test_squared_errors_can_be_weighed_by_probabilities(kind, opset):
+    proto = detector(kind, opset)
+    heads, left_out = find_heads(proto, "boxes=squared*scores")
+    assert [(head.tensor, head.source, head.loss) for head in heads] == [
+        ("logits", "logits", kind.lower()),
+        ("boxes*scores", "boxes", "squared"),
+    ]
+    assert not left_out
+    measured = weighed(proto, heads)
+    assert measured is not proto and "boxes*scores" not in [output.name for output in measured.graph.output]
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 3, 6)).astype(np.float32))
+    found = Executor(measured).run({"x": x}, ["scores", "boxes", "boxes*scores"])
+    highest = found["scores"].amax(-1, keepdim=True)
+    torch.testing.assert_close(found["boxes*scores"].square(), highest * found["boxes"].square())
+
+
+def test_a_weight_that_vanishes_has_a_derivative():
+    proto = detector()
+    heads, _ = find_heads(proto, "boxes=squared*scores")
+    x = (-1e4 * torch.ones(1, 3, 6)).requires_grad_()
+    (found,) = Executor(weighed(proto, heads)).run({"x": x}, ["boxes*scores"]).values()
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.isfinite().all()
+
+
+def test_weighed_losses_are_found_again_from_a_table():
+    proto = detector()
+    for loss in ("boxes=squared*scores", "scores=none,boxes=squared*scores", "boxes=squared"):
+        heads, left_out = find_heads(proto, loss)
+        chosen = {head.source: head.story for head in heads} | {name: LEFT_OUT + why for name, why in left_out.items()}
+        again = heads_with(proto, chosen)
+        assert [(head.tensor, head.loss) for head in again] == [(head.tensor, head.loss) for head in heads]
+    assert weighed(proto, heads) is proto
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("boxes=squared*other", "no float output 'other'"),
+        ("boxes=squared*scores,scores=squared", "which has no probabilities: add scores=sigmoid"),
+        ("boxes=sigmoid*scores", "use auto"),
+        ("boxes=squared*", "use auto"),
+        ("squared*scores", "use auto"),
+    ],
+)
+def test_weights_that_are_not_there(loss, message):
+    with pytest.raises(UsageError, match=message):
+        find_heads(detector(), loss)
