@@ -64,7 +64,7 @@ NETWORKS = {
         f"{_MODELS}/scenes.py:test",
         (
             *("--metric", f"{_MODELS}/detection_metric.py:mean_average_precision"),
-            *("--loss", "scores=sigmoid", "--curvature-samples", "64"),
+            *("--loss", "scores=sigmoid,boxes=squared*scores", "--curvature-samples", "64"),
         ),
     ),
 }
@@ -81,7 +81,10 @@ SETTINGS = {
         *("--uniform-bits", "4", *_MIXED, "--strategies", "hybrid,trace,norm,uniform"),
         *("--tune", "rounding", "--tune-steps", "300"),
     ),
-    "haq": ("--uniform-bits", "3", "--strategies", "trace,haq", "--episodes", "600"),
+    "haq": (
+        *("--uniform-bits", "3", "--strategies", "trace,haq", "--episodes", "600"),
+        *("--tune", "rounding", "--tune-steps", "300"),
+    ),
 }
 
 
