@@ -23,26 +23,21 @@ and the held-out losses, of 24 images, are all the brute force there is.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import file_types
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from real_data import Batch, data_folder
-from resnet20 import training_images
 from scipy.stats import spearmanr
+from sensitivity_cases import BRUTE_INPUTS, CASES, Case
 
 import amq_onnx
 from amq_onnx.calibration import tensors
@@ -60,103 +55,12 @@ from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.site_losses import measure_losses
 from amq_onnx.traces import losses_for
 
-_HERE = Path(__file__).resolve().parent
 _OUT = Path("out")
 WIDTHS = (2, 3, 4, 8)
 WEIGHT_BITS = tuple(range(2, 9))
-BRUTE_INPUTS = 64
 TRUTH = "additive truth"
 _COMMON = ("ranges of activations", "scales of weights", "curvature of ranges")
 _HESSIAN = SensitivityOptions(method="hessian", samples=32, max_probes=4)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, its data, on how many held-out samples sites and plans are measured, and the sizes of the plans.
-
-    inputs: of brute force, 0 for none. options: of our methods. by_default: whether it's run where no model is named.
-    """
-
-    name: str
-    model: Callable[[], str]
-    calibration: str
-    held_out: str
-    samples: int
-    plan_samples: int
-    sizes: tuple[float, ...]
-    labelled: str | None = None
-    inputs: int = BRUTE_INPUTS
-    options: SensitivityOptions = field(default_factory=SensitivityOptions)
-    by_default: bool = True
-
-
-def _script(name: str, function: str) -> str:
-    return f"{_HERE / name}:{function}"
-
-
-_DIGITS = _HERE.parent / "models"
-CASES = (
-    Case(
-        "resnet20",
-        lambda: str(data_folder() / "resnet20_cifar10_op20.onnx"),
-        _script("real_data.py", "resnet20_calibration"),
-        _script("real_data.py", "resnet20_test"),
-        1000,
-        3000,
-        (0.18, 0.145, 0.13, 0.115),
-        _script("resnet20.py", training_images.__name__),
-    ),
-    Case(
-        "transformer",
-        lambda: str(_DIGITS / "digits_transformer.onnx"),
-        f"{_DIGITS / 'digits.py'}:calibration",
-        _script("sensitivity.py", "other_digits"),
-        1000,
-        1541,
-        (0.22, 0.18, 0.16, 0.14),
-        _script("sensitivity.py", "labelled_digits"),
-    ),
-    Case(
-        "magika",
-        file_types.model,
-        _script("file_types.py", "calibration"),
-        _script("file_types.py", "test"),
-        600,
-        1397,
-        (0.2, 0.16, 0.14, 0.12),
-    ),
-    Case(
-        "mobilenetv2",
-        lambda: str(data_folder() / "mobilenetv2_imagenet_op20.onnx"),
-        _script("real_data.py", "mobilenetv2_calibration"),
-        _script("real_data.py", "mobilenetv2_test"),
-        24,
-        128,
-        (0.2, 0.15),
-        inputs=0,
-        options=SensitivityOptions(samples=64, max_probes=4),
-        by_default=False,
-    ),
-)
-
-
-def labelled_digits() -> Iterator[Batch]:
-    """The calibration images of the digits with their labels."""
-    digits = _digits()
-    train, _ = digits.split()
-    yield {name: array[: digits.CALIBRATION_IMAGES] for name, array in train.items()}
-
-
-def other_digits() -> Iterator[Batch]:
-    """All 1,541 images of digits that aren't calibrated on, without labels: test images first."""
-    digits = _digits()
-    train, test = digits.split()
-    yield {"image": np.concatenate([test["image"], train["image"][digits.CALIBRATION_IMAGES :]])}
-
-
-def _digits() -> ModuleType:
-    sys.path.insert(0, str(_DIGITS))
-    return importlib.import_module("digits")
 
 
 class Stopwatch:
