@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ def export(
     path: Path,
     *,
     inputs: Mapping[str, tuple[int, ...]] | None = None,
+    outputs: Sequence[str] = (),
     opset: int = 18,
     dynamic_batch: bool = True,
 ) -> None:
     """Write a torch.nn.Module in evaluation mode to `path`, by torch.onnx.export.
 
     model: a module, or a pair of it and a tuple of example inputs. inputs: names and shapes of float inputs; where
-    the model brings examples they only name them. dynamic_batch: leave the first dimension of every input free.
+    the model brings examples they only name them. outputs: names of all or of the first ones. dynamic_batch: leave the
+    first dimension of every input free.
 
     Raises UsageError where the model isn't one, has no inputs, or torch can't export it.
     """
@@ -57,13 +59,14 @@ def export(
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
-            torch.onnx.export(
+            program = torch.onnx.export(
                 module.eval(),
                 tuple(examples),
                 str(temporary),
                 dynamo=True,
                 opset_version=opset,
                 input_names=names,
+                output_names=list(outputs) or None,
                 dynamic_shapes=dynamic,
                 external_data=False,
                 verbose=False,
@@ -72,6 +75,10 @@ def export(
             raise UsageError(f"torch can't export the model: {_reason(error)}") from error
         finally:
             logging.disable(logging.NOTSET)
+        assert program is not None
+        if len(set(outputs)) < len(outputs) or len(outputs) > len(program.model.graph.outputs):
+            count = len(program.model.graph.outputs)
+            raise UsageError(f"--output-name: {len(outputs)} names for {count} outputs: give each its own")
 
 
 def _reason(error: BaseException) -> str:

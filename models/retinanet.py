@@ -10,7 +10,6 @@ structures.py writes the full-size one.
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 
 import torch
@@ -18,6 +17,8 @@ from anchors import FULL, SMALL, Anchors
 from digits_networks import Block, ConvNormReLU
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+from amq_onnx.exporting import export
 
 # The chance of an object that an untrained network gives everywhere (section 4.1).
 _PRIOR = 0.01
@@ -148,16 +149,4 @@ def retinanet_small(classes: int = 10) -> RetinaNet:
 
 def export_detector(network: RetinaNet, path: Path, side: int) -> None:
     """Write the network with outputs `scores` and `boxes`, for images of `side` pixels, the batch free."""
-    with warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(
-            network.eval(),
-            (torch.zeros(2, 3, side, side),),
-            str(path),
-            dynamo=True,
-            external_data=False,
-            opset_version=20,
-            input_names=["input"],
-            output_names=["scores", "boxes"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+    export(network, path, inputs={"input": (1, 3, side, side)}, outputs=["scores", "boxes"], opset=20)

@@ -29,6 +29,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=1x3x224x224",
         help="name and shape of a float input, where the callable returns no examples (may be repeated)",
     )
+    parser.add_argument(
+        "--output-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name of an output, in the order that the model returns them (may be repeated)",
+    )
     parser.add_argument("--opset", type=int, default=18, metavar="N", help="operator set (default: %(default)s)")
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the example")
 
@@ -42,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         made,
         arguments.output,
         inputs=dict(inputs),
+        outputs=arguments.output_name,
         opset=arguments.opset,
         dynamic_batch=not arguments.fixed_batch,
     )

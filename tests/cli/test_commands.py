@@ -279,7 +279,10 @@ def networks_module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("callable_name", "asked", "names", "batch"),
-    [("net", ["--input", "features=1x6"], ["features"], None), ("with_example", ["--fixed-batch"], None, 1)],
+    [
+        ("net", ["--input", "features=1x6", "--output-name", "kinds"], ["features", "kinds"], None),
+        ("with_example", ["--fixed-batch"], None, 1),
+    ],
 )
 def test_export(amq, tmp_path, networks_module, callable_name, asked, names, batch):
     out = tmp_path / "e.onnx"
@@ -288,7 +291,7 @@ def test_export(amq, tmp_path, networks_module, callable_name, asked, names, bat
     model = onnx.load(out)
     onnx.checker.check_model(model, full_check=True)
     (value,) = model.graph.input
-    assert names in (None, [value.name])
+    assert names in (None, [value.name, model.graph.output[0].name])
     first = value.type.tensor_type.shape.dim[0]
     assert (first.dim_value or None) == batch
     assert model.opset_import[0].version == 18
@@ -313,6 +316,7 @@ def test_export(amq, tmp_path, networks_module, callable_name, asked, names, bat
         ("exported_networks:net", [], "--input"),
         ("exported_networks:net", ["--input", "x=1x0"], "x=1x0"),
         ("exported_networks:net", ["--input", "6"], "'6'"),
+        ("exported_networks:net", ["--input", "x=1x6", "--output-name", "a", "--output-name", "b"], "output"),
         ("exported_networks:number", ["--input", "x=1x6"], "int"),
         ("exported_networks:broken", ["--input", "x=1x6"], "no weights"),
         ("exported_networks:branching", ["--input", "x=1x6"], "export"),
