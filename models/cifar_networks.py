@@ -55,13 +55,13 @@ def squeezenext() -> CifarNetwork:
     """A SqueezeNext with group convolutions (Gholami et al. 2018): 2, 4 and 3 blocks, a last 1x1."""
     return CifarNetwork(
         nn.Sequential(
-            ConvNormReLU(3, 48, 3),
-            *(Bottleneck(48, 48, 1), Bottleneck(48, 48, 1)),
-            *(Bottleneck(48, 96, 2), Bottleneck(96, 96, 1), Bottleneck(96, 96, 1), Bottleneck(96, 96, 1)),
-            *(Bottleneck(96, 192, 2), Bottleneck(192, 192, 1), Bottleneck(192, 192, 1)),
-            ConvNormReLU(192, 128, 1),
+            ConvNormReLU(3, 64, 3),
+            *(Bottleneck(64, 64, 1), Bottleneck(64, 64, 1)),
+            *(Bottleneck(64, 128, 2), Bottleneck(128, 128, 1), Bottleneck(128, 128, 1), Bottleneck(128, 128, 1)),
+            *(Bottleneck(128, 256, 2), Bottleneck(256, 256, 1), Bottleneck(256, 256, 1)),
+            ConvNormReLU(256, 160, 1),
         ),
-        128,
+        160,
     )
 
 
