@@ -48,11 +48,11 @@ def weighed_samples(data: Dataset, importance: torch.Tensor, count: int, seed: i
 def curved_first(data: Dataset, importance: torch.Tensor) -> Dataset:
     """The same samples, those in front that hold most of the importance, where they are the minority.
 
-    importance: of these samples and maybe of more behind them.
+    importance: of these samples and maybe of more behind the data's limit.
     """
     if data.fixed_batch() is not None:
         return data
-    own = importance[: data.samples()].double()
+    own = importance[: data.limit].double()
     order = own.argsort(descending=True, stable=True)
     held = own[order].cumsum(0)
     front = int((held < _FRONT_SHARE * held[-1]).sum()) + 1

@@ -301,6 +301,6 @@ def test_the_rivals_scores_are_squared_errors_times_an_eigenvalue_or_nothing():
 )
 def test_samples_of_most_curvature_come_first(importance, order):
     given = images(6)
-    data = Dataset(lambda: [{"image": given}], input_specs(conv_net()), "the data")
+    data = Dataset(lambda: [{"image": given}], input_specs(conv_net()), "the data").first(6)
     found = curved_first(data, torch.tensor(importance))
     np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in found.batches(4)]), given[order])
