@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,8 @@ SETTINGS = {
         *("--tune", "rounding", "--tune-steps", "300"),
     ),
 }
+# The layers whose spectra the authors show, counted from one; of networks that are exported here with random weights.
+LAYERS = {"resnet50": (3, 19), "inceptionv3": (4,)}
 
 
 def main() -> None:
@@ -96,6 +99,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if "spectrum" in arguments.settings.split(","):
+        for structure in LAYERS:
+            path = RESULTS / f"{structure}.layers.json"
+            if not path.exists():
+                path.write_text(_lines({"network": structure, "weights": _layers(structure)}))
+                print(path.name, flush=True)
     for setting in arguments.settings.split(","):
         for name in arguments.networks.split(","):
             network = NETWORKS[name]
@@ -110,6 +119,29 @@ def main() -> None:
                 found = _run(network, setting, seed)
                 path.write_text(_lines({"network": name, "setting": setting, "seed": seed, **found}))
                 print(path.name, flush=True)
+
+
+def _layers(structure: str) -> dict[str, Any]:
+    """Spectra of the authors' layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, saved = Path(folder) / "model.onnx", Path(folder) / "found.json"
+        subprocess.run([sys.executable, str(_MODELS / "structures.py"), structure, "-o", str(model)], check=True)
+        amq("inspect", str(model), "--json", str(saved))
+        names = list(json.loads(saved.read_text())["weights"])
+        chosen = "|".join(re.escape(names[number - 1]) for number in LAYERS[structure])
+        # Scores of random weights are so far apart that softmax is flat.
+        given = (str(model), "--random", "4", "--loss", "squared", "--weights", chosen, "--top", "2")
+        amq("spectrum", *given, "--json", str(saved))
+        return _firsts(saved)
+
+
+def _firsts(saved: Path) -> dict[str, Any]:
+    """Of each weight in a saved spectrum, the two largest eigenvalues and the trace."""
+    rows = json.loads(saved.read_text())["weights"]
+    return {
+        name: {"first": row["eigenvalues"][0], "second": row["eigenvalues"][-1], "trace": row["trace"]}
+        for name, row in rows.items()
+    }
 
 
 def _lines(found: dict[str, Any]) -> str:
@@ -133,12 +165,7 @@ def _run(network: Network, setting: str, seed: int) -> dict[str, Any]:
         options = ("--seed", str(seed), "--json", str(saved))
         if setting == "spectrum":
             amq("spectrum", *data, "--limit", "64", "--top", "2", *options)
-            rows = json.loads(saved.read_text())["weights"]
-            kept = {
-                name: {"first": row["eigenvalues"][0], "second": row["eigenvalues"][-1], "trace": row["trace"]}
-                for name, row in rows.items()
-            }
-            return {"weights": kept}
+            return {"weights": _firsts(saved)}
         amq("compare", *data, "--eval", network.test, *SETTINGS[setting], *network.options, *options)
         found: dict[str, Any] = json.loads(saved.read_text())
     for row in found["rows"]:
