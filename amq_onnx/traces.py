@@ -29,8 +29,8 @@ from amq_onnx.quantizer.histogram import StreamingHistogram
 Method = Literal["gauss-newton", "hessian"]
 # Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
 _PROBES_PER_PASS = 2
-# Batches are drawn again whose next draw lowers an error at least this much as well as the best one's would.
-_WORTH = 0.25
+# As many at most on later passes.
+_MOST_PER_PASS = 16
 # A trace this much below the largest contribution needs no small relative error: it can't change a plan.
 _NEGLIGIBLE = 1e-6
 
@@ -136,14 +136,14 @@ def measure_traces(
     centring = Centring(executor, weights, layers, expected_inputs or {}) if method != "hessian" else None
     sweep = _Sweep(executor, dict(weights), activations, heads, losses, method, centring, seed)
     converged = False
-    wanted: frozenset[int] | None = None
-    while not converged and wanted != frozenset():
+    wanted: dict[int, int] | None = None
+    while not converged and wanted != {}:
         last = None if wanted is None else max(wanted)
         for unit, batch in enumerate(data.batches(batch_size)):
             samples = data.count(batch)
-            if wanted is None or unit in wanted:
+            if draws := min(_PROBES_PER_PASS, max_probes) if wanted is None else wanted.get(unit, 0):
                 done = sweep.probes(unit)
-                sweep.add_batch(unit, batch, samples, done, min(_PROBES_PER_PASS, max_probes - done))
+                sweep.add_batch(unit, batch, samples, done, draws)
                 if progress is not None:
                     progress(f"curvature, probe {done + 1}", sweep.samples, None)
             else:
@@ -152,7 +152,7 @@ def measure_traces(
                 break
         sweep.start_over()
         converged = sweep.worst_error() <= relative_error
-        wanted = sweep.telling(relative_error, max_probes)
+        wanted = sweep.draws_to_come(relative_error, max_probes)
     return sweep.result(converged)
 
 
@@ -295,22 +295,6 @@ class _Sweep:
         """How often a batch was drawn."""
         return self._probes.get(unit, 0)
 
-    def telling(self, relative_error: float, max_probes: int) -> frozenset[int]:
-        """The batches to draw again, of those that may be: one more draw of any lowers the variance of a site whose
-        error is still too large by about mean^2 / draws^2, the deviation of a draw being in proportion to its mean.
-        """
-        gains = np.zeros(len(self._probes))
-        for group, units in ((self.weight_means, list(self._probes)), (self.activation_means, self._units)):
-            largest = max((abs(means.total()) for means in group.values()), default=0.0)
-            for means in group.values():
-                scale = max(abs(means.total()), _NEGLIGIBLE * largest)
-                if scale > 0 and means.standard_error() > relative_error * scale:
-                    gain = np.square(means.means() / means.counts() / scale)
-                    gains = np.maximum(gains, np.bincount(units, gain, len(gains)))
-        open_ = np.array([self._probes[unit] < max_probes for unit in self._probes])
-        gains[~open_] = 0
-        return frozenset(np.flatnonzero(open_ & (gains >= _WORTH * gains.max(initial=0.0))).tolist())
-
     def worst_error(self) -> float:
         """The largest relative standard error of a site whose trace matters."""
         worst = 0.0
@@ -322,6 +306,36 @@ class _Sweep:
                 if scale > 0:
                     worst = max(worst, means.standard_error() / scale)
         return worst
+
+    def draws_to_come(self, relative_error: float, max_probes: int) -> dict[int, int]:
+        """How often to draw each batch again: half of what it lacks; those that lack none are left out.
+
+        A site whose batches have means m_u with n_u draws has the error e^2 = k sum m_u^2 / n_u, the deviation of a
+        draw being in proportion to its mean. The fewest draws that make it t have n_u = k m_u sum m / t^2 (Neyman
+        1934). Of activations, whose samples are drawn apart, m_u^2 is the sum over a batch.
+        """
+        counts = np.array([self._probes[unit] for unit in self._probes], np.float64)
+        lacking = np.zeros(len(counts))
+        for group, units in ((self.weight_means, list(self._probes)), (self.activation_means, self._units)):
+            largest = max((abs(means.total()) for means in group.values()), default=0.0)
+            for means in group.values():
+                target = relative_error * max(abs(means.total()), _NEGLIGIBLE * largest)
+                error = means.standard_error()
+                if largest == 0 or error <= target:
+                    continue
+                squares = np.bincount(units, np.square(means.means()), len(counts))
+                if target == 0 or not np.isfinite(error) or not squares.any():
+                    lacking[:] = np.inf
+                    continue
+                factor = error**2 / (squares / counts).sum()
+                sizes = np.sqrt(squares)
+                lacking = np.maximum(lacking, factor * sizes * sizes.sum() / target**2 - counts)
+        wanted = {}
+        for unit, lack in enumerate(lacking):
+            draws = min(max(lack / 2, _PROBES_PER_PASS), _MOST_PER_PASS, max_probes - counts[unit])
+            if lack > 0 and draws >= 1:
+                wanted[unit] = int(draws)
+        return wanted
 
     def result(self, converged: bool) -> Traces:
         weights = {}
