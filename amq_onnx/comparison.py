@@ -58,7 +58,7 @@ class Row:
 
     perturbation: sum of the plan's mean-trace(H) ||Q(W) - W||^2, whatever the strategy went by. comparison: with the
     float model, on the data to verify on. seconds: from the data to the widths, the ranges of activations included.
-    files: how many were evaluated to find the widths.
+    files, file_seconds: how many were evaluated to find the widths, and the part of the seconds that this took.
     """
 
     strategy: Strategy
@@ -69,6 +69,7 @@ class Row:
     comparison: Comparison
     seconds: float
     files: int = 0
+    file_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,7 @@ def compare(
                 write_model(candidate.model, output / f"{name}.onnx")
             plan = candidate.plan
             told = predicted(traces, plan)
-            found = (candidate.bytes, told, comparison, searched.seconds, searched.files)
+            found = (candidate.bytes, told, comparison, searched.seconds, searched.files, searched.file_seconds)
             rows.append(Row(strategy, budget, plan, *found))
             if progress is not None:
                 progress("strategies", len(rows), len(strategies) * len(budgets))
@@ -195,12 +196,13 @@ class _Tables:
 
 @dataclass(frozen=True, eq=False)
 class _Searched:
-    """A plan as built, by which compiler, the seconds from the data to it, and how many files were evaluated."""
+    """A plan as built, by which compiler, the seconds from the data to it, and the files that were evaluated."""
 
     candidate: Candidate
     compiler: Compiler
     seconds: float
     files: int = 0
+    file_seconds: float = 0.0
 
 
 def _searched(
@@ -217,7 +219,7 @@ def _searched(
     if strategy != "worst":
         _, measured = tables("norm")  # scales and ranges are all that the others need to know
     start = time.perf_counter()
-    files = 0
+    files, file_seconds = 0, 0.0
     if strategy == "uniform":
         return _Searched(uniform(traced, budget), traced, measured + time.perf_counter() - start)
     choose: Callable[[int], Allocation]
@@ -228,15 +230,15 @@ def _searched(
             choose = partial(worst, traced, order=_order(traces))
         case _:
             assert reward is not None
-            known = reward.files
+            known, spent = reward.files, reward.seconds
             choice = haq.search(traced, budget, reward, agent).allocation.choice
-            files = reward.files - known
+            files, file_seconds = reward.files - known, reward.seconds - spent
 
             def choose(allowed: int) -> Allocation:
                 return problem.allocation(haq.lowered(traced, choice, allowed))
 
     candidate = fitting(traced, budget, choose)
-    return _Searched(candidate, traced, measured + time.perf_counter() - start, files)
+    return _Searched(candidate, traced, measured + time.perf_counter() - start, files, file_seconds)
 
 
 def predicted(table: Sensitivity, plan: Plan) -> float:
@@ -266,14 +268,17 @@ class _Reward:
         self.training = FineTuneOptions(epochs=agent.epochs, batch_size=_REWARD_BATCH, seed=agent.seed, device=device)
         self.progress = progress
         self.files = 0
+        self.seconds = 0.0
 
     def __call__(self, allocation: Allocation) -> float:
+        start = time.perf_counter()
         candidate = self.compiler.candidate(allocation)
         if self.training.epochs:
             candidate = self.compiler.tuned(candidate, self._trained)
         with file_of(candidate.model) as written:
             drop = self.evaluator.compare(written).drop
         self.files += 1
+        self.seconds += time.perf_counter() - start
         if self.progress is not None:
             self.progress("files that the agent tries", self.files, None)
         return -10.0 * drop

@@ -21,6 +21,7 @@ _RIVALS = {
     "worst": "the plan of highest perturbation of the same size and order",
     "random": "widths at random",
 }
+_EPISODES = 600
 _STRATEGIES = ("hybrid", "trace", "eigenvalue", "norm", "uniform", "worst", "random", "haq")
 
 
@@ -32,6 +33,7 @@ class Cell:
     divergences: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
+    file_seconds: list[float] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
 
 
@@ -77,6 +79,7 @@ def load() -> list[Place]:
             cell.divergences.append(sum(value for value in row["divergence"].values() if value is not None))
             cell.seconds.append(row["seconds"])
             cell.files.append(row["files"])
+            cell.file_seconds.append(row.get("file_seconds", 0.0))
             cell.bytes.append(row["bytes"])
     return list(places.values())
 
@@ -145,21 +148,25 @@ def _verdicts(places: Iterable[Place], ours: str, rival: str) -> _Verdicts:
 
 
 def search_time(places: Iterable[Place]) -> tuple[str, str]:
-    """Seconds of the agent over those of traces."""
-    ratios = []
-    said = []
+    """Seconds of the agent over those of traces, and what they would be were plans that come again trained again."""
+    said, ratios, whole = [], [], []
     for place in places:
         if "haq" in place.cells:
             haq, trace = place.cells["haq"], place.cells["trace"]
-            ratio = _mean(haq.seconds) / _mean(trace.seconds)
-            ratios.append(ratio)
+            seconds, spent, files = _mean(haq.seconds), _mean(haq.file_seconds), _mean(haq.files)
+            every = seconds + spent * (_EPISODES / files - 1)
+            ratios.append(seconds / _mean(trace.seconds))
+            whole.append(every / _mean(trace.seconds))
             said.append(
-                f"{place.network}: {ratio:.0f} times ({_mean(haq.seconds):.0f} s, {_mean(haq.files):.0f} different "
-                f"plans in 600 episodes, against {_mean(trace.seconds):.1f} s)"
+                f"{place.network}: {ratios[-1]:.0f} times ({seconds:.0f} s, in which {files:.0f} different plans of "
+                f"{_EPISODES} were trained, against {_mean(trace.seconds):.1f} s); {whole[-1]:.0f} times were each "
+                "trained, as HAQ does"
             )
     if not ratios:
         return "not run", "open"
-    return "; ".join(said), "holds" if min(ratios) >= 100 else "does not hold: less than 100 times"
+    if min(ratios) >= 100:
+        return "; ".join(said), "holds"
+    return "; ".join(said), f"{'holds' if min(whole) >= 100 else 'does not hold'} for HAQ as published, not here"
 
 
 def mixed(places: Sequence[Place]) -> tuple[str, str]:

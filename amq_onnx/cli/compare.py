@@ -206,6 +206,7 @@ def comparison_data(table: ComparisonTable) -> dict[str, Any]:
                 "perturbation": row.perturbation,
                 "seconds": row.seconds,
                 "files": row.files,
+                "file_seconds": row.file_seconds,
                 "weights": row.plan.weights,
                 "activations": {name: site.bits for name, site in row.plan.activations.items()},
             }
