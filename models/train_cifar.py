@@ -41,7 +41,7 @@ class Recipe:
 RECIPES = {
     "residual": Recipe(cifar_networks.residual),
     "inception": Recipe(cifar_networks.inception),
-    "squeezenext": Recipe(cifar_networks.squeezenext),
+    "squeezenext": Recipe(cifar_networks.squeezenext, decay=5e-4),
 }
 
 
