@@ -17,11 +17,9 @@ from amq_onnx.allocation import Allocation
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
 from amq_onnx.errors import UsageError
-from amq_onnx.executor.interpreter import Executor
 from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import file_bytes, read_model, write_model
-from amq_onnx.model.heads import heads_with, weighed
 from amq_onnx.pipeline import check_widths, file_of, tuned, tuner_for
 from amq_onnx.plan import Plan
 from amq_onnx.rewriting import Prepared, prepare
@@ -30,10 +28,9 @@ from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.sizes import parse_size
 from amq_onnx.strategies import haq
 from amq_onnx.strategies.plain import fitting, mean_traces, random_widths, sampled, uniform, uniform_bytes, worst
-from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
-from amq_onnx.tuning.tuner import TuneMethod, TuningOptions
+from amq_onnx.tuning.tuner import TuneMethod, TuningOptions, learnable
 
 Strategy = Literal["hybrid", "trace", "eigenvalue", "norm", "uniform", "worst", "random", "haq"]
 """`hybrid`: what `quantize` does. `trace`: AMQ's formula. `eigenvalue`: HAWQ. `norm`: ||Q(W) - W||^2 alone. `uniform`:
@@ -284,10 +281,9 @@ class _Reward:
         return -10.0 * drop
 
     def _trained(self, model: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
-        heads = heads_with(model, self.compiler.space.sensitivity.loss)
-        model, quantized = weighed(model, heads), weighed(quantized, heads)
-        losses = losses_on(Executor(model, device=self.training.device), self.data, heads)
-        return fine_tune(model, quantized, heads, losses, self.data, self.training)[0]
+        chosen = self.compiler.space.sensitivity.loss
+        given = learnable(model, quantized, chosen, self.data, self.training.device)
+        return fine_tune(*given, self.data, self.training)[0]
 
 
 def _order(traces: Sensitivity) -> list[str]:

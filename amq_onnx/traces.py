@@ -142,10 +142,9 @@ def measure_traces(
         for unit, batch in enumerate(data.batches(batch_size)):
             samples = data.count(batch)
             if draws := min(_PROBES_PER_PASS, max_probes) if wanted is None else wanted.get(unit, 0):
-                done = sweep.probes(unit)
-                sweep.add_batch(unit, batch, samples, done, draws)
+                sweep.add_batch(unit, batch, samples, draws)
                 if progress is not None:
-                    progress(f"curvature, probe {done + 1}", sweep.samples, None)
+                    progress(f"curvature, probe {sweep.probes(unit) - draws + 1}", sweep.samples, None)
             else:
                 sweep.pass_over(samples)
             if unit == last:
@@ -257,16 +256,20 @@ class _Sweep:
         self.samples = 0
         self._total = 0
         self._first = True
-        self._probes: dict[int, int] = {}
-        self._units: list[int] = []  # of each sample
+        self._probes: list[int] = []  # of each batch
+        self._units: list[int] = []  # the batch of each sample
 
-    def add_batch(self, unit: int, batch: Batch, samples: int, probe: int, draws: int) -> None:
+    def add_batch(self, unit: int, batch: Batch, samples: int, draws: int) -> None:
+        """Draw a batch so many times more; all of them have to be met, in turn, before one is met again."""
         biases = {} if self.centring is None else self.centring.biases
         found = self.forward(tensors(batch, self.executor), {**self.leaves, **biases})
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
         if self._first:
+            self._probes.append(0)
+            self._units += [unit] * samples
             self._measure_perturbations(found, samples)
+        probe = self._probes[unit]
         for draw in range(draws):
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, probe + draw, unit))
             for index, product in enumerate(self._products(scores, sites, batch, generator)):
@@ -277,9 +280,7 @@ class _Sweep:
                     parts = per_sample(product, samples)
                     for offset, value in enumerate(parts.tolist()):
                         self.activation_means[name].add(self.samples + offset, value)
-        self._probes[unit] = probe + draws
-        if self._first:
-            self._units += [unit] * samples
+        self._probes[unit] += draws
         self.samples += samples
 
     def pass_over(self, samples: int) -> None:
@@ -293,19 +294,21 @@ class _Sweep:
 
     def probes(self, unit: int) -> int:
         """How often a batch was drawn."""
-        return self._probes.get(unit, 0)
+        return self._probes[unit]
 
     def worst_error(self) -> float:
         """The largest relative standard error of a site whose trace matters."""
-        worst = 0.0
-        for group in (self.weight_means, self.activation_means):
+        return max((means.standard_error() / scale for means, _, scale in self._judged()), default=0.0)
+
+    def _judged(self) -> Iterator[tuple[UnitMeans, Sequence[int], float]]:
+        """Of each site, its means, the batch of each of their units, and the trace that its error is relative to."""
+        for group, batches in ((self.weight_means, range(len(self._probes))), (self.activation_means, self._units)):
             totals = {name: abs(means.total()) for name, means in group.items()}
             largest = max(totals.values(), default=0.0)
             for name, means in group.items():
                 scale = max(totals[name], _NEGLIGIBLE * largest)
                 if scale > 0:
-                    worst = max(worst, means.standard_error() / scale)
-        return worst
+                    yield means, batches, scale
 
     def draws_to_come(self, relative_error: float, max_probes: int) -> dict[int, int]:
         """How often to draw each batch again: half of what it lacks; those that lack none are left out.
@@ -314,22 +317,19 @@ class _Sweep:
         draw being in proportion to its mean. The fewest draws that make it t have n_u = k m_u sum m / t^2 (Neyman
         1934). Of activations, whose samples are drawn apart, m_u^2 is the sum over a batch.
         """
-        counts = np.array([self._probes[unit] for unit in self._probes], np.float64)
+        counts = np.array(self._probes, np.float64)
         lacking = np.zeros(len(counts))
-        for group, units in ((self.weight_means, list(self._probes)), (self.activation_means, self._units)):
-            largest = max((abs(means.total()) for means in group.values()), default=0.0)
-            for means in group.values():
-                target = relative_error * max(abs(means.total()), _NEGLIGIBLE * largest)
-                error = means.standard_error()
-                if largest == 0 or error <= target:
-                    continue
-                squares = np.bincount(units, np.square(means.means()), len(counts))
-                if target == 0 or not np.isfinite(error) or not squares.any():
-                    lacking[:] = np.inf
-                    continue
-                factor = error**2 / (squares / counts).sum()
-                sizes = np.sqrt(squares)
-                lacking = np.maximum(lacking, factor * sizes * sizes.sum() / target**2 - counts)
+        for means, batches, scale in self._judged():
+            target, error = relative_error * scale, means.standard_error()
+            if error <= target:
+                continue
+            squares = np.bincount(batches, np.square(means.means()), len(counts))
+            if target == 0 or not np.isfinite(error) or not squares.any():
+                lacking[:] = np.inf
+                continue
+            factor = error**2 / (squares / counts).sum()
+            sizes = np.sqrt(squares)
+            lacking = np.maximum(lacking, factor * sizes * sizes.sum() / target**2 - counts)
         wanted = {}
         for unit, lack in enumerate(lacking):
             draws = min(max(lack / 2, _PROBES_PER_PASS), _MOST_PER_PASS, max_probes - counts[unit])
@@ -339,7 +339,7 @@ class _Sweep:
 
     def result(self, converged: bool) -> Traces:
         weights = {}
-        draws = np.array([self._probes[unit] for unit in self._probes])[:, None]
+        draws = np.array(self._probes)[:, None]
         for name, means in self.weight_means.items():
             units = torch.stack(list(self.channel_sums[name].values())).cpu().numpy() / draws / self._total
             weights[name] = Trace(

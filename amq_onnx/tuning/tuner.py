@@ -9,10 +9,11 @@ from typing import Literal
 import onnx
 
 from amq_onnx.calibration import Progress
+from amq_onnx.curvature.losses import Loss
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
-from amq_onnx.model.heads import heads_with, weighed
+from amq_onnx.model.heads import Head, heads_with, weighed
 from amq_onnx.rewriting import with_initializers
 from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
@@ -35,6 +36,18 @@ class TuningOptions:
     method: TuneMethod | None = None
     rounding: RoundingOptions = field(default_factory=RoundingOptions)
     full: FineTuneOptions = field(default_factory=FineTuneOptions)
+
+
+def learnable(
+    model: onnx.ModelProto, quantized: onnx.ModelProto, chosen: Mapping[str, str], data: Dataset, device: str
+) -> tuple[onnx.ModelProto, onnx.ModelProto, list[Head], list[Loss]]:
+    """`model` and its quantized form with the tensors that losses are put on, their heads, and their losses on `data`.
+
+    chosen: by head tensor, the name of its loss and why, as the sensitivity was measured with.
+    """
+    heads = heads_with(model, chosen)
+    model, quantized = weighed(model, heads), weighed(quantized, heads)
+    return model, quantized, heads, losses_on(Executor(model, device=device), data, heads)
 
 
 class Tuner:
@@ -65,10 +78,9 @@ class Tuner:
         name: tells its checkpoint from others'. chosen: by head tensor, the name of its loss and why, as the
         sensitivity was measured with.
         """
-        heads = heads_with(model, chosen)
-        model, quantized = weighed(model, heads), weighed(quantized, heads)
         rounding = self.options.rounding
-        losses = losses_on(Executor(model, device=rounding.device), self.data.first(rounding.samples), heads)
+        data = self.data.first(rounding.samples)
+        model, quantized, heads, losses = learnable(model, quantized, chosen, data, rounding.device)
         checkpoint = self.checkpoint.inside(name)
         processes = Processes(self.options.full.device) if self.options.method == "full" else None
         learned: Tuned | None = None
