@@ -119,6 +119,8 @@ def print_tuning(tuned: Tuned) -> None:
     console.show(blocks_table(tuned))
     if any(block.settled < _SETTLED for block in tuned.blocks):
         console.note("some codes were still between two whole numbers when they were rounded: raise --tune-steps")
+    if tuned.aligned:
+        console.line(f"{tuned.aligned} activations have one scale with the sums they are in, which round no more")
     if tuned.epochs:
         console.show(epochs_table(tuned))
 
@@ -192,6 +194,7 @@ def result_data(result: Result) -> dict[str, Any]:
         if result.tuned is None
         else {
             "samples": result.tuned.samples,
+            "aligned": result.tuned.aligned,
             "blocks": [asdict(block) for block in result.tuned.blocks],
             "epochs": [asdict(epoch) for epoch in result.tuned.epochs],
         },

@@ -20,7 +20,7 @@ class Chunk:
 
     feeds: the graph's inputs. quantized, floating: the tensor that the blocks before hand on, as quantized and as float
     ones make it; None for the first block. targets: the float block's outputs. importance: how much an error of each
-    sample matters, [samples]; None for the last block.
+    sample matters, [samples]; None for the last block. The targets hold outputs of its layers, too, where these count.
     """
 
     feeds: Mapping[str, Tensor]
@@ -58,7 +58,8 @@ class BlockData:
 
     input: name of the tensor that comes from the blocks before, None for the first block. outputs: names of the block's
     outputs. learned: initializers of the quantized graph that blocks before have learned and this one reads too.
-    heads: of the last block, the network's outputs and their losses.
+    heads: of the last block, the network's outputs and their losses. layers: names of tensors inside it whose errors
+    count as well.
     """
 
     input: str | None
@@ -66,6 +67,7 @@ class BlockData:
     learned: Mapping[str, Tensor]
     chunks: Sequence[Chunk]
     heads: Sequence[tuple[Head, Loss]] | None = None
+    layers: tuple[str, ...] = ()
 
     def parts(self, size: int) -> BlockData:
         """The same samples in chunks of up to `size`."""
@@ -92,6 +94,10 @@ class BlockData:
         ((name, value),) = found.items()
         error = per_sample((value - chunk.targets[name]).square(), chunk.samples)
         return (error * chunk.importance.to(error.device)).mean().float()
+
+    def layer_errors(self, chunk: Chunk, found: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error of each of `layers`, [layers]."""
+        return torch.stack([(found[name] - chunk.targets[name]).square().mean() for name in self.layers])
 
 
 def _coins(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,10 @@ AdaRound (Nagel et al. 2020, arXiv 2004.10568) learns for each weight whether it
 2021, arXiv 2102.05426) does it for the weights of a block together, weighting the error of the block's outputs by the
 loss's curvature; QDrop (Wei et al. 2022, arXiv 2203.05740) mixes inputs from the quantized network with those of the
 float one. No labels are needed.
+
+The last block follows the network's scores. They are few, and its codes many: from them alone it learns what holds for
+the calibration samples and no others (the squared error of ResNet20's scores at 4 bits, a tenth of that with rounding
+to nearest on these, was a fifth on others). So what its layers make at every position of every sample counts as much.
 """
 
 from __future__ import annotations
@@ -79,7 +83,7 @@ def round_block(
         return {site.scale: shifted_scale(site, constants[site.scale], shift) for site, shift in shifts.items()}
 
     nearest = {weight.codes: codes.nearest for weight, codes in soft.items()}
-    before = _mean_loss(executor, data, nearest)
+    before, errors_before = _mean_loss(executor, data, nearest)
     count = sum(codes.variable.numel() for codes in soft.values())
     groups = [{"params": [codes.variable for codes in soft.values()], "lr": _CODES_RATE}]
     if shifts:
@@ -90,8 +94,11 @@ def round_block(
     for step in range(steps):
         chunk = data.chunks[int(torch.randint(len(data.chunks), (), generator=generator))]
         codes = {weight.codes: learned.soft() for weight, learned in soft.items()}
-        found = executor.run({**data.values(chunk, generator), **codes, **scales(), **added}, data.outputs)
+        names = (*data.outputs, *data.layers)
+        found = executor.run({**data.values(chunk, generator), **codes, **scales(), **added}, names)
         loss = data.loss(chunk, found) / max(before, 1e-30)
+        if data.layers:
+            loss = loss + (data.layer_errors(chunk, found) / errors_before.clamp_min(1e-30)).mean()
         annealed = (step / steps - _WARM_UP) / (1 - _WARM_UP)
         if annealed > 0:
             beta = annealed_beta(annealed)
@@ -104,7 +111,7 @@ def round_block(
     hard = {weight.codes: learned.hard() for weight, learned in soft.items()}
     with torch.no_grad():
         fitted = {**scales(), **{name: value.detach() for name, value in added.items()}}
-    after = _mean_loss(executor, data, {**hard, **fitted})
+    after, _ = _mean_loss(executor, data, {**hard, **fitted})
     better = after < before
     kept = hard if better else nearest
     return RoundedBlock(
@@ -124,10 +131,14 @@ def _settling(annealed: float) -> float:
     return _SETTLING * annealed + (_LAST_SETTLING - _SETTLING) * last
 
 
-def _mean_loss(executor: Executor, data: BlockData, values: Mapping[str, Tensor]) -> float:
+def _mean_loss(executor: Executor, data: BlockData, values: Mapping[str, Tensor]) -> tuple[float, Tensor]:
+    """Over all chunks, the loss of the block's outputs and the errors of its layers."""
+    total, errors, samples = 0.0, torch.zeros(len(data.layers), device=executor.device), 0
     with torch.no_grad():
-        losses = [
-            float(data.loss(chunk, executor.run({**data.values(chunk), **values}, data.outputs))) * chunk.samples
-            for chunk in data.chunks
-        ]
-    return sum(losses) / sum(chunk.samples for chunk in data.chunks)
+        for chunk in data.chunks:
+            found = executor.run({**data.values(chunk), **values}, (*data.outputs, *data.layers))
+            total += float(data.loss(chunk, found)) * chunk.samples
+            if data.layers:
+                errors += data.layer_errors(chunk, found) * chunk.samples
+            samples += chunk.samples
+    return total / samples, errors / samples

@@ -21,7 +21,8 @@ class Block:
     input: the one tensor that it takes from the blocks before, None for the first. outputs: the one tensor that it
     hands on; of the last block, the tensors that the network is judged by. Besides, a block may read inputs of the
     graph, and what is computed from them without weights. weights: weights that it reads and no block before; shared:
-    those that a block before reads too. tensors: the computed tensors that its nodes read, `input` among them.
+    those that a block before reads too. tensors: the computed tensors that its nodes read, `input` among them. layers:
+    float tensors inside that are computed from `weights` directly.
     """
 
     input: str | None
@@ -29,6 +30,7 @@ class Block:
     weights: tuple[str, ...]
     shared: tuple[str, ...]
     tensors: frozenset[str]
+    layers: tuple[str, ...]
 
 
 def find_blocks(model: onnx.ModelProto, weights: Collection[str], outputs: Sequence[str]) -> list[Block]:
@@ -104,7 +106,13 @@ class _Graph:
         weights = [name for name in self.weights if name in read]
         own = tuple(name for name in weights if name not in known)
         shared = tuple(name for name in weights if name in known)
-        return Block(start, end, own, shared, frozenset(read - self.constants))
+        layers = tuple(
+            made[0]
+            for made in self.order
+            if made and made[0] in self.floats and made[0] in tensors and made[0] not in (start, *end)
+            if not set(own).isdisjoint(self.reads[made[0]])
+        )
+        return Block(start, end, own, shared, frozenset(read - self.constants), layers)
 
     def _needed(self, outputs: Iterable[str], stop: str | None) -> set[str]:
         """`outputs` and every tensor that they are computed from, back to `stop`."""

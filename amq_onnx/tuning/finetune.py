@@ -28,7 +28,8 @@ from amq_onnx.model.heads import Head
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.loader import Augmentation, Loader
 from amq_onnx.tuning.processes import Processes
-from amq_onnx.tuning.quantizers import find_biases, find_quantizers, shifted_scale
+from amq_onnx.tuning.quantizers import Quantizer, find_biases, find_quantizers, shifted_scale
+from amq_onnx.tuning.sums import aligned_scales
 
 # Every tenth sample is held out, to judge by, up to a thousand of them.
 _HELD_OUT = 10
@@ -281,12 +282,18 @@ class _Parameters:
     options: FineTuneOptions
     _values: dict[str, Tensor] = field(default_factory=dict)
     _shifts: dict[str, Tensor] = field(default_factory=dict)
+    _quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    _leaders: dict[str, str] = field(default_factory=dict)
     _rates: list[tuple[Tensor, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         constants, options = self.executor.initializers, self.options
         weights, activations = find_quantizers(self.quantized)
         self._quantizers = {site.scale: site for site in (*weights.values(), *activations.values())}
+        self._leaders = aligned_scales(self.quantized, constants)
+        for name, leader in self._leaders.items():  # scales that are to stay equal have one limit
+            limits = [self._quantizers[other].limit for other, by in self._leaders.items() if by == leader]
+            self._quantizers[name] = replace(self._quantizers[name], limit=min(limits))
         for name, site in weights.items():
             self._add(self._values, name, constants[name], options.weight_rate * float(constants[site.scale].mean()))
         for name in find_biases(self.quantized):
@@ -294,7 +301,8 @@ class _Parameters:
             if name not in self._values and size > 0:
                 self._add(self._values, name, constants[name], options.bias_rate * size)
         for name in self._quantizers:
-            self._add(self._shifts, name, torch.zeros_like(constants[name]), options.scale_rate)
+            if self._leaders.get(name, name) == name:
+                self._add(self._shifts, name, torch.zeros_like(constants[name]), options.scale_rate)
 
     def _add(self, kind: dict[str, Tensor], name: str, start: Tensor, rate: float) -> None:
         kind[name] = start.detach().clone().requires_grad_()
@@ -322,8 +330,8 @@ class _Parameters:
     def values(self) -> dict[str, Tensor]:
         """Initializers by name, as functions of the variables."""
         scales = {
-            name: shifted_scale(self._quantizers[name], self.executor.initializers[name], shift)
-            for name, shift in self._shifts.items()
+            name: shifted_scale(site, self.executor.initializers[name], self._shifts[self._leaders.get(name, name)])
+            for name, site in self._quantizers.items()
         }
         return {**self._values, **scales}
 

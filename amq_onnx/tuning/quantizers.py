@@ -14,6 +14,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 _BOUNDS = ("Clip", "Max", "Min")
+# With as many codes, the rounding of an activation is lost in that of the weights.
+_FINE_CODES = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,11 @@ class Quantizer:
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     limit: float = math.inf
+
+    @property
+    def narrow(self) -> bool:
+        """True where steps are so wide that outputs depend on how they are chosen: below 7 bits."""
+        return float(self.high.max() - self.low.min()) + 1 < _FINE_CODES
 
 
 def find_quantizers(model: onnx.ModelProto) -> tuple[dict[str, Quantizer], dict[str, Quantizer]]:

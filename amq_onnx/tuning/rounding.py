@@ -27,6 +27,7 @@ from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import EpochReport
 from amq_onnx.tuning.mixing import mixed_samples
 from amq_onnx.tuning.quantizers import Quantizer, along, find_biases, find_quantizers
+from amq_onnx.tuning.sums import SumAligner
 
 # Elements of a block's input or output in one step, where more than a few samples are needed for as many: layers of
 # large images see thousands of positions in each sample.
@@ -37,6 +38,8 @@ _BOUNDARY_ELEMENTS = 256_000_000
 _PROBES = 2
 # Share of a sample's weight in a block's loss that is the same for all; the rest follows its curvature.
 _EVEN_SHARE = 0.5
+# Samples on which one scale for a sum and its terms is compared with their own.
+_SUM_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ class BlockReport:
 @dataclass(frozen=True)
 class Tuned:
     """Numbers of a quantized graph that were learned: initializers by name, and how it went, block by block and, where
-    the whole graph was trained after that, epoch by epoch."""
+    the whole graph was trained after that, epoch by epoch. aligned: how many tensors got the scale of a sum."""
 
     values: dict[str, NDArray[np.float32]] = field(repr=False)
     blocks: list[BlockReport]
     samples: int
+    aligned: int = 0
     epochs: list[EpochReport] = field(default_factory=list)
 
 
@@ -90,10 +94,11 @@ def learn_rounding(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """Learn the codes of all weights, the scales of all activations and biases of the `quantized` form of `model`.
+    """Learn the codes of all weights, scales of activations and biases of the `quantized` form of `model`.
 
-    Blocks are trained in the graph's order, each on what the quantized blocks before it make of the calibration inputs.
-    Memory is that of the tensors before and behind one block, for all samples (fewer are used where these are large).
+    Sums of narrow activations may get one scale with their terms first (see SumAligner). Blocks are trained in the
+    graph's order, each on what the quantized blocks before it make of the calibration inputs. Memory is that of the
+    tensors before and behind one block, for all samples (fewer are used where these are large).
     The result follows from the inputs and the seed alone, whether or not it was interrupted.
     """
     checkpoint = checkpoint or Checkpoint(None)
@@ -106,8 +111,12 @@ def learn_rounding(
             "data": [len(chunks), *_digests(chunks)],
         }
     )
+    aligned = checkpoint.load("sums")
+    if aligned is None:
+        aligned = network.aligned_sums(chunks, progress)
+        checkpoint.save("sums", aligned)
     importance = network.importance(chunks, progress)
-    values: dict[str, NDArray[np.float32]] = {}
+    values: dict[str, NDArray[np.float32]] = dict(aligned)
     reports = []
     quantized_in: list[Tensor] = []
     floating_in: list[Tensor] = []
@@ -128,7 +137,7 @@ def learn_rounding(
             learned = {name: torch.from_numpy(array).to(network.quantized.device) for name, array in held.items()}
             quantized_in = network.run_quantized(training, learned)
             floating_in = [found[block.outputs[0]] for found in targets]
-    return Tuned(values, reports, network.samples)
+    return Tuned(values, reports, network.samples, len(aligned))
 
 
 class _Network:
@@ -145,11 +154,13 @@ class _Network:
         self.options = options
         self.heads, self.losses = heads, losses
         self.float = Executor(model, device=options.device)
+        self.proto = quantized
         self.quantized = Executor(quantized, device=options.device)
         self.weights, self.activations = find_quantizers(quantized)
         self.biases = find_biases(quantized)
         self.blocks = find_blocks(model, list(self.weights), [head.tensor for head in heads])
         self.samples = 0
+        self.layers: tuple[str, ...] = ()
         self._counts: list[int] = []
 
     def chunks(self, data: Dataset) -> list[dict[str, Tensor]]:
@@ -161,7 +172,19 @@ class _Network:
         for copy in range(min(self.options.mixes, fitting // self.samples - 1)):
             whole += mixed_samples(data, batches, _seed(self.options.seed, copy, -2))
         self._counts = [data.count(batch) for batch in whole]
+        self.layers = self._layers(data)
         return [tensors(batch, self.float) for batch in whole]
+
+    def aligned_sums(
+        self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Scales that sums share with their terms, by initializer."""
+        names = [head.tensor for head in self.heads]
+        count = 1 + int(np.searchsorted(np.cumsum(self._counts), min(_SUM_SAMPLES, self.samples)))
+        with torch.no_grad():
+            samples = [(chunk, self.float.run(chunk, names)) for chunk in chunks[:count]]
+        aligner = SumAligner(self.quantized, self.proto, self.activations, self.heads, self.losses, samples, progress)
+        return {name: scale.cpu().numpy() for name, scale in aligner.scales().items()}
 
     def _fitting(self, data: Dataset) -> int:
         """How many samples' tensors between blocks fit in memory."""
@@ -171,6 +194,22 @@ class _Network:
             found = self.float.run(tensors(batch, self.float), cuts) if cuts else {}
         largest = max((value.numel() // data.count(batch) for value in found.values()), default=1)
         return max(1, _BOUNDARY_ELEMENTS // max(1, largest))
+
+    def _layers(self, data: Dataset) -> tuple[str, ...]:
+        """Layers of the last block whose outputs for all samples fit in memory together, the last ones first."""
+        names = self.blocks[-1].layers
+        batch = next(data.first(1).batches(1))
+        with torch.inference_mode():
+            found = self.float.run(tensors(batch, self.float), names) if names else {}
+        kept: list[str] = []
+        left = _BOUNDARY_ELEMENTS
+        for name in reversed(names):
+            value = found[name]
+            size = value.numel() * sum(self._counts) // data.count(batch)
+            if value.ndim and len(value) == data.count(batch) and size <= left:
+                kept.append(name)
+                left -= size
+        return tuple(kept)
 
     def importance(self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None) -> dict[str, list[Tensor]]:
         """By tensor between blocks and chunk, how much an error of each sample matters: mean 1 over all samples.
@@ -203,12 +242,11 @@ class _Network:
     def run_float(
         self, block: Block, chunks: Sequence[Mapping[str, Tensor]], inputs: Sequence[Tensor]
     ) -> list[dict[str, Tensor]]:
-        """The float block's outputs."""
+        """The float block's outputs; of the last one, those of its layers too."""
         given = [{block.input: value} for value in inputs] if block.input is not None else [{} for _ in chunks]
+        names = (*block.outputs, *(self.layers if block is self.blocks[-1] else ()))
         with torch.no_grad():
-            return [
-                self.float.run({**chunk, **extra}, block.outputs) for chunk, extra in zip(chunks, given, strict=True)
-            ]
+            return [self.float.run({**chunk, **extra}, names) for chunk, extra in zip(chunks, given, strict=True)]
 
     def run_quantized(self, training: BlockData, learned: Mapping[str, Tensor]) -> list[Tensor]:
         """What the next block gets from this one, once its numbers are learned."""
@@ -248,16 +286,23 @@ class _Network:
             {name: torch.from_numpy(values[name]).to(self.quantized.device) for name in names if name in values},
             chunks,
             list(zip(self.heads, self.losses, strict=True)) if last else None,
+            self.layers if last else (),
         )
 
     def round(
         self, number: int, block: Block, training: BlockData, values: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, NDArray[np.float32]]:
         """Train one block, after others that have learned `values`: initializers of the quantized graph by name, and
-        `report`."""
+        `report`.
+
+        Scales of narrow activations stay: the error of a block's outputs in the mean square would have them cut off
+        the few large values that the network's outputs depend on.
+        """
         weights = [self.weights[name] for name in block.weights]
         activations = [
-            site for name, site in self.activations.items() if name in block.tensors and site.scale not in values
+            site
+            for name, site in self.activations.items()
+            if name in block.tensors and site.scale not in values and not site.narrow
         ]
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
         data = training.parts(_samples_a_step(training.chunks[0]))

@@ -46,6 +46,19 @@ def test_a_chunk_whose_tensors_do_not_count_samples_first_stays_whole():
     assert replace(chunk, targets={"out": torch.zeros(())}).parts(4)[0].samples == 10
 
 
+def test_errors_of_layers_are_means_over_their_elements():
+    whole = data()
+    (chunk,) = whole.chunks
+    layers = {"a": torch.rand(10, 3, 2), "b": torch.rand(10, 7)}
+    whole = replace(whole, layers=("a", "b"), chunks=[replace(chunk, targets={**chunk.targets, **layers})])
+    found = {"a": layers["a"] + 0.5, "b": layers["b"].clone()}
+    found["b"][:, 0] += 1
+    errors = whole.layer_errors(whole.chunks[0], found)
+    torch.testing.assert_close(errors, torch.tensor([0.25, 1 / 7]))
+    cut = whole.parts(4)
+    assert [part.targets["a"].shape[0] for part in cut.chunks] == [4, 4, 2]
+
+
 def test_inputs_are_mixed_from_both_networks_only_in_training():
     whole = data()
     (chunk,) = whole.chunks

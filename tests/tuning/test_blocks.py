@@ -17,6 +17,7 @@ def test_residual_parts_are_cut_where_one_tensor_is_handed_on():
     assert [set(block.weights) for block in blocks] == [{"w0", "w1a", "w1b"}, {"w2a", "w2b", "w"}]
     assert "r0" in blocks[0].tensors and "r0" not in blocks[1].tensors
     assert "r1" in blocks[1].tensors
+    assert [block.layers for block in blocks] == [("c0", "a1", "b1"), ("a2", "b2")]
 
 
 def test_branches_that_never_meet_are_one_block_with_all_outputs():

@@ -76,6 +76,22 @@ def test_settled_better_and_written_as_it_was_learned():
         assert codes[site.codes].min() >= -4 and codes[site.codes].max() <= 3
 
 
+def test_the_last_block_learns_from_its_layers_besides_the_scores():
+    case = quantize(residual(), "scores", 2, loss="softmax", samples=16)
+    found = learned(case, RoundingOptions(steps=250, samples=16, chunk=16, mixes=0))
+    unseen = {"image": np.random.default_rng(5).standard_normal((256, 3, 6, 6)).astype(np.float32)}
+    layers = ["a2", "b2"]
+    feeds = {name: torch.from_numpy(array) for name, array in unseen.items()}
+    exact = Executor(case.prepared.model).run(feeds, [*layers, "r1"])
+
+    def errors(values):
+        given = {"r1": exact["r1"]}  # what the blocks before make is not the last one's error
+        quantized = Executor(with_initializers(case.quantized, values)).run({**feeds, **given}, layers)
+        return np.array([float((quantized[name] - exact[name]).square().mean()) for name in layers])
+
+    assert (errors(found.values) < 0.8 * errors({})).all()
+
+
 def test_the_same_numbers_from_a_run_that_was_interrupted(tmp_path):
     case = quantize(residual(), "scores", 2, 4, loss="softmax")
     whole = learned(case)
