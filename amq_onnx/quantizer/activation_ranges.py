@@ -12,6 +12,8 @@ from amq_onnx.quantizer.histogram import StreamingHistogram
 _COARSE = np.geomspace(1.0, 0.02, 48)
 _FINE = np.linspace(0.92, 1.08, 17)
 _PERCENTILE = 99.99
+# To look for an edge between two codes takes as long as to round this many bins.
+_BINS_PER_EDGE = 7
 
 
 def activation_range(
@@ -87,6 +89,10 @@ class _Search:
         self.centres = centres
         self.shares = shares
         self.levels = 2**bits - 1
+        # Up to each bin, shares times the zeroth and the first power of its centre; their sum for the second.
+        moments = [np.concatenate(([0.0], np.cumsum(shares * centres**power))) for power in range(2)]
+        self.amounts, self.sums = moments
+        self.square = float(shares @ np.square(centres))
         self.low = self.least = low
         self.high = self.most = high
         self.error = float(self._errors(np.array([low]), np.array([high]))[0])
@@ -105,5 +111,14 @@ class _Search:
     def _errors(self, lows: NDArray[np.float64], highs: NDArray[np.float64]) -> NDArray[np.float64]:
         scale = np.maximum((highs - lows) / self.levels, 1e-300)[:, None]
         zero = np.clip(np.rint(-lows[:, None] / scale), 0, self.levels)
-        codes = np.clip(np.rint(self.centres[None, :] / scale), -zero, self.levels - zero)
-        return np.asarray(np.square(codes * scale - self.centres[None, :]) @ self.shares)
+        if self.levels * _BINS_PER_EDGE > len(self.centres):
+            codes = np.clip(np.rint(self.centres[None, :] / scale), -zero, self.levels - zero)
+            return np.asarray(np.square(codes * scale - self.centres[None, :]) @ self.shares)
+        # Bins between two edges have one code, so that a code's error needs sums over its bins alone.
+        codes = np.arange(self.levels + 1) - zero
+        ends = np.searchsorted(self.centres, (codes[:, :-1] + 0.5) * scale)
+        ends = np.pad(ends, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(self.centres))))
+        values = codes * scale
+        products = (np.diff(self.sums[ends]) * values).sum(1)
+        squares = (np.diff(self.amounts[ends]) * np.square(values)).sum(1)
+        return np.asarray(self.square - 2 * products + squares)
