@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 _RIDGE = 0.05
 # Share of the inputs' mean square in directions of which only the ridge knows: there are many of them.
 _LEFT_OUT = 0.002
+# Share of the factor's rows that are looked at first, where it has many: of moments, those of the largest eigenvalues.
+_FRONT_SHARE = 8
+_FEW_ROWS = 32
 
 
 class OutputError:
@@ -27,6 +30,11 @@ class OutputError:
     def __init__(self, factor: NDArray[np.float32], ridge: NDArray[np.float32]) -> None:
         self.factor = factor
         self.ridge = ridge
+        front = factor.shape[1] // _FRONT_SHARE if factor.shape[1] > _FEW_ROWS else factor.shape[1]
+        # [groups, elements, rows], as they are multiplied with.
+        self._front, self._rest = (
+            np.ascontiguousarray(part.transpose(0, 2, 1)) for part in (factor[:, :front], factor[:, front:])
+        )
 
     @classmethod
     def from_rows(cls, rows: NDArray[np.float32], centred: bool) -> OutputError:
@@ -38,11 +46,9 @@ class OutputError:
         return cls(factor, ridge.astype(np.float32))
 
     @classmethod
-    def from_moments(cls, moments: NDArray[np.float64], means: NDArray[np.float64], centred: bool) -> OutputError:
-        """From E[xx'], [groups, elements, elements], and E[x], [groups, elements]. centred: as if x had no mean."""
-        if centred:
-            moments = moments - means[:, :, None] * means[:, None, :]
-        values, vectors = np.linalg.eigh(moments)
+    def from_spectrum(cls, values: NDArray[np.float64], vectors: NDArray[np.float64]) -> OutputError:
+        """From the eigenvalues of E[xx'], rising, [groups, elements], and its eigenvectors, which are the columns of
+        [groups, elements, elements]."""
         values = np.maximum(values[:, ::-1], 0)
         total = values.sum(1, keepdims=True)
         rows = max(1, int((values.cumsum(1) < (1 - _LEFT_OUT) * total).sum(1).max()) + 1)
@@ -61,15 +67,33 @@ class OutputError:
 
     def product(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
         """left' E[xx'] right of each channel, [channels]; both are [channels, elements]."""
-        one = self._projected(left)
-        other = one if right is left else self._projected(right)
-        shared = np.einsum("gcr,gcr->gc", one, other) + self.ridge[:, None] * np.einsum(
-            "gcn,gcn->gc", self._grouped(left), self._grouped(right)
-        )
+        one, other = self._grouped(left), self._grouped(right)
+        shared = self.ridge[:, None] * np.einsum("gcn,gcn->gc", one, other)
+        for part in (self._front, self._rest):
+            projected = np.matmul(one, part)
+            shared += np.einsum("gcr,gcr->gc", projected, projected if right is left else np.matmul(other, part))
+        return np.asarray(shared.reshape(-1), np.float64)
+
+    def below(self, rows: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """product(rows, rows) of the channels where it is below `limits`, [channels]; of others that or infinity.
+
+        The ridge and a few of the factor's rows say of most channels that they are above, so that the others, which
+        nearly all of the work is for, are only looked at for the rest.
+        """
+        grouped = self._grouped(rows)
+        shared = self.ridge[:, None] * np.einsum("gcn,gcn->gc", grouped, grouped)
+        shared += _squares(np.matmul(grouped, self._front))
+        if self._rest.shape[2]:
+            open_channels = shared < limits.reshape(shared.shape)
+            for group, chosen in enumerate(open_channels):
+                shared[group, chosen] += _squares(np.matmul(grouped[group, chosen], self._rest[group]))
+            shared[~open_channels] = np.inf
         return np.asarray(shared.reshape(-1), np.float64)
 
     def _grouped(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         return rows.reshape(self.groups, -1, rows.shape[1])
 
-    def _projected(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(np.matmul(self._grouped(rows), self.factor.transpose(0, 2, 1)))
+
+def _squares(projected: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums of squares over the last dimension."""
+    return np.asarray(np.einsum("...r,...r->...", projected, projected))

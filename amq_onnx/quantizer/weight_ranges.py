@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,32 @@ _PERCENTILE = 99.99
 # Elements that one thread works on at a time: a few temporaries of this size stay in a core's cache.
 _CHUNK = 1 << 16
 
-Inner = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]
-"""The inner product of each channel's rows, [channels], of two arrays [channels, elements]."""
+
+class Norm(Protocol):
+    """What the size of a channel's errors is told by."""
+
+    def product(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The inner product of each channel's rows, [channels], of two arrays [channels, elements]."""
+        ...
+
+    def below(self, rows: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """product(rows, rows) where it is below `limits`, [channels]; elsewhere that or infinity."""
+        ...
+
+
+class _Plain:
+    """The squared error of the weights themselves."""
+
+    def product(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See Norm."""
+        return np.asarray(np.einsum("ij,ij->i", left, right), np.float64)
+
+    def below(self, rows: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See Norm."""
+        return self.product(rows, rows)
+
+
+_PLAIN = _Plain()
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +165,16 @@ def _scales(
     # A channel of zeros (or of denormals, whose scale would be zero) takes a scale of 1: every code is 0.
     full = np.where(magnitude > 1e-30, magnitude / np.float32(widest), 1.0).astype(np.float32)
     if method not in ("mse", "curvature"):
-        return full, _error(rows, full, bits, _inner)
+        return full, _error(rows, full, bits, _PLAIN)
     if rows.shape[1] <= _EXACT_ELEMENTS and bits <= 8:
         exact = np.where(magnitude > 1e-30, _best_scale(rows, low, high), full).astype(np.float32)
-        scale, error = _better(rows, full, _error(rows, full, bits, _inner), exact, bits, _inner)
+        scale, error = _better(rows, full, _error(rows, full, bits, _PLAIN), exact, bits, _PLAIN)
     else:
-        scale, error = _searched(rows, full, full, bits, _CANDIDATES.get(bits, 80), _inner)
+        scale, error = _searched(rows, full, full, bits, _CANDIDATES.get(bits, 80), _PLAIN)
     if output_error is None or bits > MOST_BITS_FOR_OUTPUTS:
         return scale, error
-    scale, _ = _searched(rows, scale, full, bits, _OUTPUT_CANDIDATES, output_error.product)
-    return scale, _error(rows, scale, bits, _inner)
+    scale, _ = _searched(rows, scale, full, bits, _OUTPUT_CANDIDATES, output_error)
+    return scale, _error(rows, scale, bits, _PLAIN)
 
 
 def _searched(
@@ -158,26 +183,26 @@ def _searched(
     full: NDArray[np.float32],
     bits: int,
     candidates: int,
-    inner: Inner,
+    norm: Norm,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Scales of the least error <d, d> that a grid around `full` and a descent from there find, and these errors.
 
     Where none is better it is `start`.
     """
     low, high = code_range(bits, signed=True)
-    best, best_error = start, _error(rows, start, bits, inner)
+    best, best_error = start, _error(rows, start, bits, norm)
     # The best clipping of bell-shaped weights leaves about 1.5 sigma at 1-2 bits and 4-5 sigma at 8 bits, so
     # low widths need a wide search and high widths only the neighbourhood of the full range.
     smallest = {1: 0.05, 2: 0.1, 3: 0.15, 4: 0.25, 5: 0.35}.get(bits, 0.5)
     for factor in np.geomspace(_LARGEST_FACTOR, smallest, candidates):
-        best, best_error = _better(rows, best, best_error, full * np.float32(factor), bits, inner)
+        best, best_error = _better(rows, best, best_error, full * np.float32(factor), bits, norm)
     for _ in range(_REFINEMENTS):
         codes = _codes(rows, best, low, high)
-        power, dot = inner(codes, codes), inner(codes, rows)
+        power, dot = norm.product(codes, codes), norm.product(codes, rows)
         usable = (power > 0) & (dot > 0)
         scale = np.where(usable, dot / np.where(usable, power, 1), best).astype(np.float32)
         before = best_error
-        best, best_error = _better(rows, best, best_error, scale, bits, inner)
+        best, best_error = _better(rows, best, best_error, scale, bits, norm)
         if not (best_error < before).any():
             break
     return best.astype(np.float32), best_error
@@ -189,10 +214,10 @@ def _better(
     best_error: NDArray[np.float64],
     candidate: NDArray[np.float32],
     bits: int,
-    inner: Inner,
+    norm: Norm,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Of each channel, the scale of less error, and that error."""
-    error = _error(rows, candidate, bits, inner)
+    error = norm.below(_difference(rows, candidate, bits), best_error)
     better = error < best_error
     return np.where(better, candidate, best), np.where(better, error, best_error)
 
@@ -231,13 +256,15 @@ def _codes(rows: NDArray[np.float32], scale: NDArray[np.float32], low: int, high
     return codes
 
 
-def _error(rows: NDArray[np.float32], scale: NDArray[np.float32], bits: int, inner: Inner) -> NDArray[np.float64]:
-    """<d, d> of each channel, d what rounding with `scale` changes."""
+def _difference(rows: NDArray[np.float32], scale: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """What rounding with `scale` changes."""
     difference = _codes(rows, scale, *code_range(bits, signed=True))
     difference *= scale[:, None]
     difference -= rows
-    return inner(difference, difference)
+    return difference
 
 
-def _inner(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(np.einsum("ij,ij->i", left, right), np.float64)
+def _error(rows: NDArray[np.float32], scale: NDArray[np.float32], bits: int, norm: Norm) -> NDArray[np.float64]:
+    """<d, d> of each channel, d what rounding with `scale` changes."""
+    difference = _difference(rows, scale, bits)
+    return norm.product(difference, difference)

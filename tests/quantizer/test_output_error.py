@@ -18,8 +18,9 @@ def inputs(groups, count, elements, mean=1.5):
     return (drawn @ mixing + mean).astype(np.float32)
 
 
-def moments(seen):
-    return np.matmul(seen.transpose(0, 2, 1), seen).astype(np.float64) / seen.shape[1], seen.mean(1, dtype=np.float64)
+def spectrum(seen, centred):
+    seen = seen.astype(np.float64) - centred * seen.mean(1, dtype=np.float64, keepdims=True)
+    return np.linalg.eigh(np.matmul(seen.transpose(0, 2, 1), seen) / seen.shape[1])
 
 
 def output_errors(differences, seen, centred):
@@ -37,12 +38,26 @@ def test_the_error_is_that_of_the_outputs_and_the_ridge(groups, centred):
     # Moments leave out directions that hold no more than 0.2 % of the inputs' mean square.
     for error, left_out in (
         (OutputError.from_rows(seen, centred), 1e-5),
-        (OutputError.from_moments(*moments(seen), centred), 0.0021),
+        (OutputError.from_spectrum(*spectrum(seen, centred)), 0.0021),
     ):
         found = error.product(differences, differences) - (squares * error.ridge[:, None]).reshape(-1)
         total = np.square(seen - centred * seen.mean(1, keepdims=True)).sum((1, 2)) / seen.shape[1]
         np.testing.assert_allclose(error.ridge, 0.05 * total / 10, rtol=1e-3)
         assert (np.abs(found - exact) <= left_out * (squares * total[:, None]).reshape(-1)).all()
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("elements", [10, 150])  # few rows of the factor, and more than are looked at first
+def test_errors_below_the_limits_are_exact_and_no_other_is_called_below(groups, elements):
+    seen, differences = inputs(groups, 400, elements), rng.standard_normal((12, elements)).astype(np.float32)
+    error = OutputError.from_spectrum(*spectrum(seen, centred=False))
+    exact = error.product(differences, differences)
+    limits = exact * np.tile([0.3, 0.99, 1.01, 5.0], 3)
+    found = error.below(differences, limits)
+    below = exact < limits
+    assert 0 < below.sum() < 12
+    np.testing.assert_allclose(found[below], exact[below], rtol=1e-4)
+    assert (found[~below] >= limits[~below]).all()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
