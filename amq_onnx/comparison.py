@@ -131,6 +131,8 @@ def compare(
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     options = options or SensitivityOptions()
 
+    # A script's first imports, a second for scikit-learn's, are no part of the first strategy's search.
+    next(data.first(1).batches(1), None)
     tables = _Tables(prepared, data, bits, activation_bits, activation_average, options, progress)
     original = file_bytes(path)
     traced, _ = tables("gauss-newton")

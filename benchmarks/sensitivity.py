@@ -6,8 +6,9 @@
 For every method, over some seeds: Spearman's rank correlation of its score with the measured loss of one quantized site
 on held-out data (Kullback-Leibler divergence; every site at 2, 3, 4 and 8 bits, then all widths together), weights and
 activations; regret, the held-out loss of its plan over that of the best plan that any method found for the size: the
-geometric mean over sizes and seeds, the largest, and their standard errors, paired by held-out sample; seconds beyond
-ranges and scales, the same as whole forward passes of one sample, and over brute force.
+geometric mean over sizes and seeds, the largest, and their standard errors, paired by held-out sample; the processor's
+seconds (which other programs beside it change little) beyond ranges and scales, the same as whole forward passes of one
+sample, and over brute force.
 
 All plans get the ranges of activations that the first table has, so that only widths differ: ranges of another seed
 move the loss of one and the same plan by 2 to 10 % on ResNet20. Brute force is a whole pass of 64 inputs, others with
@@ -64,19 +65,19 @@ _HESSIAN = SensitivityOptions(method="hessian", samples=32, max_probes=4)
 
 
 class Stopwatch:
-    """Seconds since what all methods share was done, told by the progress of a measurement."""
+    """The processor's seconds since what all methods share was done, told by the progress of a measurement."""
 
     def __init__(self) -> None:
-        self.shared = time.perf_counter()
+        self.shared = time.process_time()
 
     def __call__(self, step: str, done: int, of: int | None) -> None:
         """See Progress."""
         if step in _COMMON:
-            self.shared = time.perf_counter()
+            self.shared = time.process_time()
 
     def seconds(self) -> float:
         """Seconds so far."""
-        return time.perf_counter() - self.shared
+        return time.process_time() - self.shared
 
 
 @dataclass
@@ -152,16 +153,16 @@ class Bench:
 
     @cached_property
     def pass_seconds(self) -> float:
-        """Seconds of a whole pass of one input, in batches."""
+        """The processor's seconds of a whole pass of one input, in batches."""
         batches = [tensors(batch, self.executor) for batch in self.calibration.first(64).batches(self._batch())]
         names = [head.tensor for head in self.heads]
         runs = []
         with torch.inference_mode():
             for _ in range(4):
-                start = time.perf_counter()
+                start = time.process_time()
                 for batch in batches:
                     self.executor.run(batch, names)
-                runs.append(time.perf_counter() - start)
+                runs.append(time.process_time() - start)
         return statistics.median(runs[1:]) / 64
 
     def brute_force(self, table: Sensitivity, seed: int) -> Sensitivity:
