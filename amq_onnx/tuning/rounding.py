@@ -179,6 +179,8 @@ class _Network:
         self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None
     ) -> dict[str, NDArray[np.float32]]:
         """Scales that sums share with their terms, by initializer."""
+        if not any(site.narrow for site in self.activations.values()):
+            return {}
         names = [head.tensor for head in self.heads]
         count = 1 + int(np.searchsorted(np.cumsum(self._counts), min(_SUM_SAMPLES, self.samples)))
         with torch.no_grad():
@@ -189,27 +191,28 @@ class _Network:
     def _fitting(self, data: Dataset) -> int:
         """How many samples' tensors between blocks fit in memory."""
         cuts = [block.input for block in self.blocks if block.input is not None]
-        with torch.inference_mode():
-            batch = next(data.first(1).batches(1))
-            found = self.float.run(tensors(batch, self.float), cuts) if cuts else {}
-        largest = max((value.numel() // data.count(batch) for value in found.values()), default=1)
+        found, samples = self._first(data, cuts)
+        largest = max((value.numel() // samples for value in found.values()), default=1)
         return max(1, _BOUNDARY_ELEMENTS // max(1, largest))
 
     def _layers(self, data: Dataset) -> tuple[str, ...]:
         """Layers of the last block whose outputs for all samples fit in memory together, the last ones first."""
-        names = self.blocks[-1].layers
-        batch = next(data.first(1).batches(1))
-        with torch.inference_mode():
-            found = self.float.run(tensors(batch, self.float), names) if names else {}
+        found, samples = self._first(data, self.blocks[-1].layers)
         kept: list[str] = []
         left = _BOUNDARY_ELEMENTS
-        for name in reversed(names):
-            value = found[name]
-            size = value.numel() * sum(self._counts) // data.count(batch)
-            if value.ndim and len(value) == data.count(batch) and size <= left:
+        for name, value in reversed(found.items()):
+            size = value.numel() * sum(self._counts) // samples
+            if value.ndim and len(value) == samples and size <= left:
                 kept.append(name)
                 left -= size
         return tuple(kept)
+
+    def _first(self, data: Dataset, names: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+        """Tensors of the float graph for the fewest samples that it takes, one where its batch is free, and how many
+        these are."""
+        batch = next(data.first(1).batches(1))
+        with torch.inference_mode():
+            return self.float.run(tensors(batch, self.float), names) if names else {}, data.count(batch)
 
     def importance(self, chunks: Sequence[Mapping[str, Tensor]], progress: Progress | None) -> dict[str, list[Tensor]]:
         """By tensor between blocks and chunk, how much an error of each sample matters: mean 1 over all samples.
