@@ -106,11 +106,11 @@ class _Graph:
         weights = [name for name in self.weights if name in read]
         own = tuple(name for name in weights if name not in known)
         shared = tuple(name for name in weights if name in known)
+        inside = (self.floats & self.varying & tensors) - {start, *end}
         layers = tuple(
             made[0]
             for made in self.order
-            if made and made[0] in self.floats and made[0] in tensors and made[0] not in (start, *end)
-            if not set(own).isdisjoint(self.reads[made[0]])
+            if made and made[0] in inside and not set(own).isdisjoint(self.reads[made[0]])
         )
         return Block(start, end, own, shared, frozenset(read - self.constants), layers)
 
