@@ -29,10 +29,10 @@ from amq_onnx.tuning.mixing import mixed_samples
 from amq_onnx.tuning.quantizers import Quantizer, along, find_biases, find_quantizers
 from amq_onnx.tuning.sums import SumAligner
 
-# Elements of a block's input or output in one step, where more than a few samples are needed for as many: layers of
+# Elements of a block's largest tensor in one step, where more than a few samples are needed for as many: layers of
 # large images see thousands of positions in each sample.
 _STEP_ELEMENTS = 1 << 20
-_FEWEST_SAMPLES = 4
+_FEWEST_SAMPLES = 2
 # Elements that all samples' values of one tensor between blocks may have: 256 million floats are 1 GB.
 _BOUNDARY_ELEMENTS = 256_000_000
 _PROBES = 2
@@ -308,7 +308,7 @@ class _Network:
             if name in block.tensors and site.scale not in values and not site.narrow
         ]
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
-        data = training.parts(_samples_a_step(training.chunks[0]))
+        data = training.parts(samples_a_step(self.float, block, training.chunks[0]))
         made = {*block.tensors, *block.outputs} - {block.input}
         biases = [name for name, tensors in self.biases.items() if made.issuperset(tensors)]
         found = round_block(self.quantized, weights, activations, biases, data, self.options.steps, generator)
@@ -331,10 +331,15 @@ class _Network:
         return values | {name: value.cpu().numpy() for name, value in found.biases.items()}
 
 
-def _samples_a_step(chunk: Chunk) -> int:
-    tensors = [*chunk.targets.values(), *([] if chunk.quantized is None else [chunk.quantized])]
-    largest = max(tensor.numel() for tensor in tensors) // chunk.samples
-    return max(_FEWEST_SAMPLES, _STEP_ELEMENTS // max(1, largest))
+def samples_a_step(executor: Executor, block: Block, chunk: Chunk) -> int:
+    """How many samples a step may have, by the largest tensor that the nodes of `block` read of one sample; no fewer
+    than 2. executor: of the float graph."""
+    first = chunk.parts(1)[0]
+    given = {} if block.input is None or first.floating is None else {block.input: first.floating}
+    with torch.inference_mode():
+        found = executor.run({**first.feeds, **given}, sorted(block.tensors))
+    sizes = [value.numel() for value in found.values() if isinstance(value, Tensor)]
+    return max(_FEWEST_SAMPLES, _STEP_ELEMENTS * first.samples // max(1, *sizes))
 
 
 def _relative(each: Sequence[Tensor]) -> list[Tensor]:

@@ -8,10 +8,12 @@ from small_graphs import initializers, model, node, outputs
 
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.rewriting import lower, with_initializers
+from amq_onnx.rewriting import lower, prepare, with_initializers
+from amq_onnx.tuning.block_data import Chunk
+from amq_onnx.tuning.blocks import find_blocks
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.quantizers import find_biases, find_quantizers
-from amq_onnx.tuning.rounding import RoundingOptions, learn_rounding
+from amq_onnx.tuning.rounding import RoundingOptions, learn_rounding, samples_a_step
 from tuning.graphs import encodings_of, linear, quantize, residual
 
 OPTIONS = RoundingOptions(steps=60, samples=64, chunk=16, mixes=1)
@@ -90,6 +92,26 @@ def test_the_last_block_learns_from_its_layers_besides_the_scores():
         return np.array([float((quantized[name] - exact[name]).square().mean()) for name in layers])
 
     assert (errors(found.values) < 0.8 * errors({})).all()
+
+
+@pytest.mark.parametrize(("channels", "side", "expected"), [(64, 64, 4), (512, 64, 2), (1, 4, 1 << 16)])
+def test_steps_have_fewer_samples_where_a_tensor_inside_a_block_is_large(channels, side, expected):
+    """However small the tensors are that blocks hand on."""
+    proto = model(
+        [
+            node("Conv", "x w", "wide"),
+            node("Relu", "wide", "kept"),
+            node("GlobalAveragePool", "kept", "pooled"),
+            node("Conv", "pooled v", "y"),
+        ],
+        {"x": ["n", 1, side, side]},
+        {"y": None},
+        {"w": np.ones((channels, 1, 1, 1), np.float32), "v": np.ones((3, channels, 1, 1), np.float32)},
+    )
+    (block,) = find_blocks(prepare(proto).model, ["w", "v"], ["y"])
+    inputs = torch.ones(8, 1, side, side)
+    chunk = Chunk({"x": inputs}, 8, None, None, {"y": torch.ones(8, 3, 1, 1)}, None)
+    assert samples_a_step(Executor(proto), block, chunk) == expected
 
 
 def test_the_same_numbers_from_a_run_that_was_interrupted(tmp_path):
