@@ -67,6 +67,26 @@ def test_bounds_and_fillings_may_be_leaves():
     assert {name: value.item() for name, value in gradients.items()} == {"low": 1, "high": 1, "fill": 2}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("low", "high"), [(0.1, 6), (None, 6), (0, None)])
+def test_the_derivative_of_clip_is_one_on_its_bounds_too(low, high, dtype):
+    named = {name: np.float32(value) for name, value in (("low", low), ("high", high)) if value is not None}
+    nodes = [node("Clip", ["x", "low" if "low" in named else "", "high" if "high" in named else ""], ["y"])]
+    executor = Executor(model(nodes, {"x": (FLOAT, ["n"])}, {"y": FLOAT}, named), dtype=dtype)
+    bounds = [float(value) for value in named.values()]
+    x = torch.tensor([*bounds, *(bound - 1e-4 for bound in bounds), *(bound + 1e-4 for bound in bounds)], dtype=dtype)
+    inside = ((x >= named.get("low", -np.inf)) & (x <= named.get("high", np.inf))).to(dtype)
+
+    def run(values):
+        return executor.run({"x": values})["y"]
+
+    assert torch.equal(torch.func.grad(lambda values: run(values).sum())(x), inside)
+    assert torch.equal(torch.func.jvp(run, (x,), (torch.ones_like(x),))[1], inside)
+    each = torch.func.vmap(torch.func.grad(lambda values: run(values).sum()))(x[:, None])
+    assert torch.equal(each[:, 0], inside)
+    assert torch.equal(run(x), torch.clamp(x, *(named.get(name) for name in ("low", "high"))))
+
+
 def along(function, leaves, direction, step=1e-5):
     """The derivative of `function` of all leaves along a direction, by central differences."""
     ahead, behind = (function(*(x + h * d for x, d in zip(leaves, direction, strict=True))) for h in (step, -step))
