@@ -339,7 +339,7 @@ def samples_a_step(executor: Executor, block: Block, chunk: Chunk) -> int:
     with torch.inference_mode():
         found = executor.run({**first.feeds, **given}, sorted(block.tensors))
     sizes = [value.numel() for value in found.values() if isinstance(value, Tensor)]
-    return max(_FEWEST_SAMPLES, _STEP_ELEMENTS * first.samples // max(1, *sizes))
+    return max(_FEWEST_SAMPLES, _STEP_ELEMENTS * first.samples // max([1, *sizes]))
 
 
 def _relative(each: Sequence[Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amq_onnx.executor.node import NodeContext
+from amq_onnx.executor.ops.elementwise import clamped
 from amq_onnx.executor.registry import operator
 
 
@@ -59,13 +60,13 @@ def sigmoid(node: NodeContext, x: Tensor) -> Tensor:
 @operator("HardSigmoid")
 def hard_sigmoid(node: NodeContext, x: Tensor) -> Tensor:
     """alpha x + beta, clipped to [0, 1]."""
-    return torch.clamp(x * node.number("alpha", 0.2) + node.number("beta", 0.5), 0.0, 1.0)
+    return clamped(x * node.number("alpha", 0.2) + node.number("beta", 0.5), 0.0, 1.0)
 
 
 @operator("HardSwish")
 def hard_swish(node: NodeContext, x: Tensor) -> Tensor:
     """x times HardSigmoid with alpha 1/6 and beta 1/2."""
-    return x * torch.clamp(x / 6 + 0.5, 0.0, 1.0)
+    return x * clamped(x / 6 + 0.5, 0.0, 1.0)
 
 
 @operator("Swish")

@@ -161,11 +161,16 @@ def clip(
             for bound in (low, high)
         ]
         return torch.clamp(x, bounds[0], bounds[1])
-    if x.is_floating_point() and torch.is_grad_enabled():
-        ends = (-math.inf if low is None else low, math.inf if high is None else high)
-        result: Tensor = _Clamped.apply(x, *ends)  # type: ignore[no-untyped-call]
-        return result
-    return torch.clamp(x, low, high)
+    return clamped(x, low, high)
+
+
+def clamped(x: Tensor, low: Number | None, high: Number | None) -> Tensor:
+    """torch.clamp, with derivatives in fewer passes where x has any."""
+    if not x.requires_grad:
+        return torch.clamp(x, low, high)
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    result: Tensor = _Clamped.apply(x, *ends)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Clamped(torch.autograd.Function):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from amq_onnx.executor.narrow import NARROW, narrowed, straight_through
 from amq_onnx.executor.node import NodeContext
+from amq_onnx.executor.ops.elementwise import clamped
 from amq_onnx.executor.ops.linear import conv
 from amq_onnx.executor.registry import operator
 from amq_onnx.executor.types import RANGES
@@ -88,7 +89,7 @@ def quantize_linear(node: NodeContext, x: Tensor, scale: Tensor, zero_point: Ten
         codes = straight_through(x / step, torch.round)
         if zero_point is not None:
             codes = codes + (_spread(node, zero_point, x) if isinstance(zero_point, Tensor) else zero_point)
-        return torch.clamp(codes, *RANGES[kind])
+        return clamped(codes, *RANGES[kind])
     result: Tensor = _Codes.apply(x, step, zero_point or 0, *RANGES[kind])  # type: ignore[no-untyped-call]
     return result
 
