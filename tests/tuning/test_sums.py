@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
-from small_graphs import initializers, model, node, session
+from small_graphs import model, node, session
 
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.rewriting import with_initializers
@@ -111,8 +111,10 @@ def test_what_is_equal_stays_equal_while_it_is_learned():
     expected = {name: float(scale) for name, scale in aligner(narrow).scales().items()}
     assert found.aligned == len(expected) >= 3
     assert {name: float(found.values[name]) for name in expected} == expected
-    learned = with_initializers(narrow.quantized, found.values)
-    values, _ = fine_tune(
+    # Half the scale cuts off so much that every epoch of training agrees better than the start.
+    halved = {name: np.float32(scale / 2) for name, scale in expected.items()}
+    learned = with_initializers(narrow.quantized, {**found.values, **halved})
+    values, reports = fine_tune(
         narrow.prepared.model,
         learned,
         narrow.heads,
@@ -120,6 +122,6 @@ def test_what_is_equal_stays_equal_while_it_is_learned():
         narrow.data,
         FineTuneOptions(epochs=2, batch_size=16, scale_rate=0.01),
     )
+    assert reports[-1].kept
     trained = {float(values[name]) for name in expected}
-    before = initializers(learned)
-    assert len(trained) == 1 and trained != {float(before[name]) for name in expected}
+    assert len(trained) == 1 and min(trained) > 1.02 * max(map(float, halved.values()))
