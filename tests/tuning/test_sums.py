@@ -111,7 +111,7 @@ def test_what_is_equal_stays_equal_while_it_is_learned():
     expected = {name: float(scale) for name, scale in aligner(narrow).scales().items()}
     assert found.aligned == len(expected) >= 3
     assert {name: float(found.values[name]) for name in expected} == expected
-    # Half the scale cuts off so much that every epoch of training agrees better than the start.
+    # Half the scale cuts off so much that training is sure to do better than its start.
     halved = {name: np.float32(scale / 2) for name, scale in expected.items()}
     learned = with_initializers(narrow.quantized, {**found.values, **halved})
     values, reports = fine_tune(
