@@ -65,6 +65,11 @@ class OutputError:
         """That of some groups."""
         return OutputError(self.factor[first:last], self.ridge[first:last])
 
+    def moments(self, group: int) -> NDArray[np.float64]:
+        """E[xx'] of a group, with the ridge, float64 [elements, elements]."""
+        factor = self.factor[group].astype(np.float64)
+        return np.asarray(factor.T @ factor + float(self.ridge[group]) * np.eye(factor.shape[1]))
+
     def product(self, left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
         """left' E[xx'] right of each channel, [channels]; both are [channels, elements]."""
         one, other = self._grouped(left), self._grouped(right)
