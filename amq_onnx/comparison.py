@@ -130,6 +130,8 @@ def compare(
     proto = read_model(path)
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
     options = options or SensitivityOptions()
+    tuner = tuner_for(tune, data, Checkpoint(None), progress)
+    options = replace(options, rounding=options.rounding or ("nearest" if tuner is None else "learned"))
 
     # A script's first imports, a second for scikit-learn's, are no part of the first strategy's search.
     next(data.first(1).batches(1), None)
@@ -142,7 +144,6 @@ def compare(
     agent = agent or haq.AgentOptions(seed=options.seed)
     reward = _Reward(path, data, traced, metric, agent, options.device, progress) if "haq" in strategies else None
     evaluator = Evaluator(path, evaluation or data, metric=metric, provider=provider, progress=progress)
-    tuner = tuner_for(tune, data, Checkpoint(None), progress)
     rows = []
     for budget in budgets:
         for strategy in strategies:

@@ -14,7 +14,7 @@ from amq_onnx.allocation import Allocation, Infeasible, Solver, frontier, smalle
 from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
 from amq_onnx.model.file import fingerprint, model_bytes
-from amq_onnx.plan import Plan, corrections
+from amq_onnx.plan import Plan, corrections, rounded_to_nearest
 from amq_onnx.rewriting import Prepared, lower, trainable, with_initializers
 from amq_onnx.sensitivity import Sensitivity, require_same_model
 
@@ -213,7 +213,8 @@ def compile_plan(
     """The file's model for `plan`: quantized graph, tuned by `tune`, then the target's packed form."""
     encodings = plan.encodings(prepared)
     prepared = prepared.for_encodings(encodings)
-    quantized = trainable(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
+    shifts = corrections(prepared, rounded_to_nearest(prepared, encodings), plan.expected_inputs)
+    quantized = trainable(prepared, encodings, shifts)
     if tune is not None:
         quantized = with_initializers(quantized, tune(prepared.model, quantized))
     return lower(prepared, quantized, encodings, keep_metadata=keep_metadata)

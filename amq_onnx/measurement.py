@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from amq_onnx.calibration import Calibration, Progress, calibrate
@@ -15,19 +14,18 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.learned_losses import Rounding, bounded, rounded_weight
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
-from amq_onnx.perturbation import Perturbation, QuantizedActivation, QuantizedWeight
-from amq_onnx.plan import corrections
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
-from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
 from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
+from amq_onnx.site_perturbations import perturbations
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 from amq_onnx.traces import Method as TraceMethod
 from amq_onnx.traces import Trace, Traces, losses_for, measure_traces, weigh_histograms
@@ -59,8 +57,9 @@ class SensitivityOptions:
     method: one of METHODS; only `hessian` needs labels. relative_error, max_probes: of traces. samples: on how many of
     the calibration samples, at most, losses or curvature are measured; ranges always see all. correct_biases: measure
     what biases need to make up for the mean error of rounded weights. weigh_inputs: weights take the scales of the
-    least error of their layers' outputs, not their own. channels: keep traces and errors of each output channel, so
-    that widths can be chosen for each.
+    least error of their layers' outputs, not their own. rounding: of which rounding losses are, where they are
+    measured; None for that of the tuning that follows, else to nearest. channels: keep traces and errors of each output
+    channel, so that widths can be chosen for each.
     """
 
     method: Method = "hybrid"
@@ -73,7 +72,18 @@ class SensitivityOptions:
     device: str = "cpu"
     correct_biases: bool = True
     weigh_inputs: bool = True
+    rounding: Rounding | None = None
     channels: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether losses are those of learned rounding."""
+        return self.rounding == "learned" and self.method in get_args(LossMethod)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether scales follow from the errors of layers' outputs."""
+        return self.weigh_inputs and self.ranges in ("curvature", "mse")
 
 
 def measure_sensitivity(
@@ -94,8 +104,8 @@ def measure_sensitivity(
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
     layers = prepared.layers if options.correct_biases else ()
     names = [head.tensor for head in heads]
-    centred = prepared.linear_layers if options.weigh_inputs and options.ranges in ("curvature", "mse") else ()
-    seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), centred)
+    weighed_layers = prepared.linear_layers if options.weighs or options.learns else ()
+    seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), weighed_layers)
     work = _Measurement(executor, data, prepared, seen, weight_bits, activation_bits or (), options, progress)
     found = work.measure(heads)
     if options.loss == "auto" and not found.any_loss:
@@ -115,6 +125,7 @@ def measure_sensitivity(
         converged=found.converged,
         seed=options.seed,
         ranges=options.ranges,
+        rounding="learned" if options.learns else "nearest",
         weights={site.name: found.weights[site.name] for site in sites.weights},
         activations=found.activations,
         left_float=sites.left_float,
@@ -141,34 +152,6 @@ def _with_channels(row: WeightRow, trace: Trace, found: WeightEncodings) -> Weig
         traces = shrunk(trace.channels, trace.channel_variance)
     errors = {bits: six_digits(error) for bits, error in found.errors.items()}
     return replace(row, channel_trace=six_digits(traces), channel_error=errors)
-
-
-def perturbations(
-    executor: Executor,
-    prepared: Prepared,
-    weights: Mapping[str, Mapping[int, Encoding]],
-    activations: Mapping[str, Mapping[int, Encoding]],
-    expected_inputs: Mapping[str, NDArray[np.float32]],
-) -> dict[str, Perturbation]:
-    """What each site does at each of its widths, with what biases make up for where expected inputs are known.
-
-    weights, activations: encodings by name and bits.
-    """
-    shifts: dict[int, dict[str, torch.Tensor]] = {}
-    for bits in {bits for by_bits in weights.values() for bits in by_bits}:
-        at = {name: by_bits[bits] for name, by_bits in weights.items() if bits in by_bits}
-        found = corrections(prepared, at, expected_inputs)
-        shifts[bits] = {output: torch.from_numpy(shift).to(executor.device) for output, shift in found.items()}
-    axes = {layer.output: 1 if layer.operator in ("Conv", "ConvTranspose") else -1 for layer in prepared.layers}
-    sites: dict[str, Perturbation] = {}
-    for name, by_bits in weights.items():
-        values = prepared.weight(name)
-        quantized = {
-            bits: torch.from_numpy(round_trip(values, encoding)).to(executor.device)
-            for bits, encoding in by_bits.items()
-        }
-        sites[name] = QuantizedWeight(executor, name, executor.entries(name), quantized, shifts, axes)
-    return sites | {name: QuantizedActivation(name, by_bits) for name, by_bits in activations.items()}
 
 
 @dataclass(frozen=True)
@@ -211,14 +194,20 @@ class _Measurement:
         self.progress = progress
         self.encodings: dict[str, WeightEncodings] = {}
         self.scales: dict[str, dict[int, NDArray[np.float32]]] = {}
+        # By name and bits, weights as they are after quantization, for the methods that measure what that does.
+        self.rounded: dict[str, dict[int, NDArray[np.float32]]] = {}
         for number, site in enumerate(prepared.sites.weights):
             values = prepared.weight(site.name)
             # Popped, since moments of all layers take more memory than anything else here.
             error = seen.output_errors.pop(site.name, None)
-            found = weight_encodings(values, site.axis, weight_bits, options.ranges, output_error=error)
+            weighing = error if options.weighs else None
+            found = weight_encodings(values, site.axis, weight_bits, options.ranges, output_error=weighing)
             self.encodings[site.name] = found
-            if error is not None:
+            if weighing is not None:
                 self.scales[site.name] = _as_written(found)
+            if options.method in get_args(LossMethod):
+                learning = error if options.learns else None
+                self.rounded[site.name] = rounded_weight(values, site.axis, found.encodings, learning)
             if progress is not None:
                 progress("scales of weights", number + 1, len(prepared.sites.weights))
 
@@ -237,7 +226,9 @@ class _Measurement:
             return self._from_eigenvalues(heads, losses, encodings, ranges)
         if method == "norm":
             return self._from_norms(ranges)
-        return self._from_losses(self._losses(heads, losses, encodings, method), encodings, ranges)
+        found = self._losses(heads, losses, encodings, method)
+        bounds = self._traces(heads, losses, {}, "gauss-newton").weights if self.options.learns else {}
+        return self._from_losses(found, encodings, ranges, bounds)
 
     def _ranges(self, heads: Sequence[Head], losses: Sequence[Loss]) -> Ranges:
         """Ranges of activations by width."""
@@ -375,8 +366,7 @@ class _Measurement:
         telling = max(_FEWEST_SAMPLES, _SAMPLES_PER_ENTRY * entries)
         wanted = options.samples if self.data.fixed_batch() is not None else min(options.samples, telling)
         data, weights = weighed_samples(self.data, seen.importance, wanted, options.seed)
-        of_weights = {name: found.encodings for name, found in self.encodings.items()}
-        sites = perturbations(self.executor, self.prepared, of_weights, encodings, seen.expected_inputs)
+        sites = perturbations(self.executor, self.prepared, self.rounded, encodings, seen.expected_inputs)
         return measure_losses(
             self.executor,
             data,
@@ -391,9 +381,21 @@ class _Measurement:
         )
 
     def _from_losses(
-        self, found: SiteLosses, encodings: Mapping[str, Mapping[int, Encoding]], ranges: Ranges
+        self,
+        found: SiteLosses,
+        encodings: Mapping[str, Mapping[int, Encoding]],
+        ranges: Ranges,
+        bounds: Mapping[str, Trace],
     ) -> _Found:
-        losses = {name: falling(by_bits) for name, by_bits in found.losses.items()}
+        """bounds: traces of weights whose losses are at most Ω, by name."""
+        measured = found.losses | {
+            name: {
+                bits: bounded(loss, self.encodings[name].squared_error(bits), trace) for bits, loss in by_bits.items()
+            }
+            for name, trace in bounds.items()
+            if (by_bits := found.losses.get(name))
+        }
+        losses = {name: falling(by_bits) for name, by_bits in measured.items()}
         weights = {
             site.name: WeightRow(site.shape, None, None, self._squared_errors(site.name), losses[site.name])
             for site in self.prepared.sites.weights

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
 from amq_onnx.errors import GateError, UsageError
+from amq_onnx.learned_losses import Rounding
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
@@ -112,7 +113,8 @@ def quantize(
         channels = granularity == "channel"
         if options is None:
             options = SensitivityOptions(method="gauss-newton") if channels else SensitivityOptions()
-        options = replace(options, channels=channels)
+        rounding: Rounding = "nearest" if tuner is None else "learned"
+        options = replace(options, channels=channels, rounding=options.rounding or rounding)
         sensitivity = measure_sensitivity(prepared, calibration, bits, activation_bits, options, progress)
     compiler = Compiler(
         prepared,
@@ -139,12 +141,14 @@ def quantize(
         best, verification, trials = _smallest(build, compiler.least_bytes, original, evaluator, max_drop)
     options = options or SensitivityOptions()
     measured = None
+    learned = build.tuned.get(best.bytes)
     if details and calibration is not None:
         measured = measure_plan(
             prepared,
             best.plan,
             calibration,
             sensitivity.loss,
+            learned=learned.weights if learned is not None and sensitivity.rounding == "learned" else None,
             seed=options.seed,
             device=options.device,
             progress=progress,
@@ -162,7 +166,7 @@ def quantize(
         oldest_runtime=oldest_runtime(best.model),
         verification=verification,
         trials=trials,
-        tuned=build.tuned.get(best.bytes),
+        tuned=learned,
         frontier=tuple(compiler.frontier(_FRONTIER_POINTS)) if details else (),
         measured=measured,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.errors import UsageError
 from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.bias_shift import bias_shift
 from amq_onnx.quantizer.encoding import MAX_BITS, Encoding, RangeMethod, Widths, distinct
 from amq_onnx.quantizer.weight_ranges import bias_safe_scale, encoding_at
@@ -149,21 +150,30 @@ class Plan:
         return found
 
 
+def rounded_to_nearest(prepared: Prepared, encodings: Mapping[str, Encoding]) -> dict[str, NDArray[np.float32]]:
+    """The weights among `encodings`, by name, as they are after quantization."""
+    return {
+        site.name: round_trip(prepared.weight(site.name), encodings[site.name])
+        for site in prepared.sites.weights
+        if site.name in encodings
+    }
+
+
 def corrections(
-    prepared: Prepared, encodings: Mapping[str, Encoding], expected: Mapping[str, NDArray[np.float32]]
+    prepared: Prepared, rounded: Mapping[str, NDArray[np.float32]], expected: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float32]]:
     """By layer, what its rounded weights add to the mean of its output.
 
-    Raises UsageError where `expected` doesn't fit a layer.
+    rounded: weights by name, as they are after quantization. Raises UsageError where `expected` doesn't fit a layer.
     """
     shifts = {}
     for layer in prepared.layers:
-        if layer.weight not in encodings or layer.output not in expected:
+        if layer.weight not in rounded or layer.output not in expected:
             continue
-        values, encoding = prepared.weight(layer.weight), encodings[layer.weight]
+        values, after = prepared.weight(layer.weight), rounded[layer.weight]
         groups = layer.groups if layer.operator == "ConvTranspose" else 1
         try:
-            shifts[layer.output] = bias_shift(values, encoding, layer.axis, expected[layer.output], groups)
+            shifts[layer.output] = bias_shift(values, after, layer.axis, expected[layer.output], groups)
         except ValueError as error:
             raise UsageError(f"the expected inputs of layer '{layer.output}' don't fit its weight: {error}") from error
     return shifts

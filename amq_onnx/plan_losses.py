@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from amq_onnx.calibration import Progress, calibrate
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import perturbations
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import heads_with, weighed
-from amq_onnx.plan import Plan
+from amq_onnx.plan import Plan, rounded_to_nearest
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import importance_of, weighed_samples
 from amq_onnx.site_losses import SiteLosses, measure_losses
+from amq_onnx.site_perturbations import perturbations
 from amq_onnx.traces import losses_for
 
 SAMPLES = 64
@@ -24,12 +27,14 @@ def measure_plan(
     data: Dataset,
     chosen: Mapping[str, str],
     *,
+    learned: Mapping[str, NDArray[np.float32]] | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> SiteLosses:
-    """The divergence from the float outputs that each site alone causes at the plan's encoding, rounded to nearest.
+    """The divergence from the float outputs that each site alone causes at the plan's encoding, rounded to nearest; a
+    weight that is among `learned`, as it is there.
 
     On `samples` of the data, chosen and weighed as the sensitivity's are (see `choose_samples`), by one run of what
     depends on a site for each site. chosen: by head tensor, its loss, as the sensitivity table names it. By site the
@@ -43,7 +48,8 @@ def measure_plan(
     # One sample tells how large the activations are.
     sizes = calibrate(executor, data.first(1), [site.name for site in prepared.sites.activations], [])
     encodings = plan.encodings(prepared)
-    at = {name: {encoding.bits: encoding} for name, encoding in encodings.items()}
+    rounded = rounded_to_nearest(prepared, encodings)
+    rounded |= {name: values for name, values in (learned or {}).items() if name in rounded}
     return measure_losses(
         executor,
         looked_at,
@@ -51,8 +57,8 @@ def measure_plan(
         perturbations(
             executor,
             prepared,
-            {name: at[name] for name in at if name not in plan.activations},
-            {name: at[name] for name in at if name in plan.activations},
+            {name: {encodings[name].bits: values} for name, values in rounded.items()},
+            {name: {encodings[name].bits: encodings[name]} for name in plan.activations},
             plan.expected_inputs,
         ),
         heads,

@@ -22,8 +22,8 @@ class Result:
     budget: bytes that `size` allows, None where `max_drop` alone decided. trials: the files that were evaluated for it,
     in turn. verification: None where there were no data to verify on. tuned: what was learned once the widths were
     chosen, None for nothing. frontier, measured: the best plans of all sizes, and what each site at its chosen width
-    really adds to the loss, by itself and rounded to nearest; both only where `details` were asked for, the second only
-    where there are data.
+    really adds to the loss, by itself, with learned weights where the sensitivity's losses are of these, else rounded
+    to nearest; both only where `details` were asked for, the second only where there are data.
     """
 
     model: onnx.ModelProto

@@ -115,7 +115,8 @@ class Sensitivity:
     standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
     its weights are multiplied with on average (see ExpectedInputs). scales: by weight and bits, those of its channels
     that were chosen by the error of the layer's outputs; others follow from the weight and `ranges`. equalized: whether
-    the model's channels were evened out before (EqualizeChannels).
+    the model's channels were evened out before (EqualizeChannels). rounding: `nearest`, or `learned` where losses are
+    those that learned rounding is expected to leave.
     """
 
     model: str
@@ -132,6 +133,7 @@ class Sensitivity:
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     scales: Scales = field(default_factory=dict, compare=False)
     equalized: bool = False
+    rounding: str = "nearest"
 
     def negative_traces(self) -> list[str]:
         """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
@@ -199,6 +201,8 @@ class Sensitivity:
             raise ValueError(f"unknown ranges '{self.ranges}'")
         if not isinstance(self.equalized, bool):
             raise ValueError("'equalized' is not true or false")
+        if self.rounding not in ("nearest", "learned"):
+            raise ValueError(f"unknown rounding '{self.rounding}'")
         if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):
             raise ValueError("'loss' and 'left_float' are not objects")
         for name, row in self.weights.items():

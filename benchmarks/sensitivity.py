@@ -45,16 +45,18 @@ import amq_onnx
 from amq_onnx.calibration import tensors
 from amq_onnx.compiler import Compiler
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity, perturbations
+from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import Dataset, open_data
 from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.model.heads import find_heads
 from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Widths
 from amq_onnx.quantizer.weight_ranges import encoding_at
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.site_losses import measure_losses
+from amq_onnx.site_perturbations import perturbations
 from amq_onnx.traces import losses_for
 
 _OUT = Path("out")
@@ -117,7 +119,10 @@ class Bench:
         """`table` with the losses measured on `data`, all samples alike."""
         weights = {
             site.name: {
-                bits: encoding_at(self.prepared.weight(site.name), site.axis, bits, known=table.scales.get(site.name))
+                bits: round_trip(
+                    self.prepared.weight(site.name),
+                    encoding_at(self.prepared.weight(site.name), site.axis, bits, known=table.scales.get(site.name)),
+                )
                 for bits in WEIGHT_BITS
             }
             for site in self.prepared.sites.weights
@@ -281,8 +286,11 @@ def _rank(pairs: list[tuple[float, float]]) -> float:
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
-def measure(bench: Bench, *, seeds: int, hessian: bool) -> list[Row]:
-    """All tables: ours and brute force with every seed, and the held-out losses themselves, which come last."""
+def measure(bench: Bench, *, seeds: int, tune: bool, hessian: bool) -> list[Row]:
+    """All tables: ours and brute force with every seed, and the held-out losses themselves, which come last.
+
+    tune: that of learned rounding as well.
+    """
     rows: list[Row] = []
     methods: tuple[Method, ...] = ("gauss-newton", "quadratic", "hybrid")
     for seed in range(seeds):
@@ -293,6 +301,8 @@ def measure(bench: Bench, *, seeds: int, hessian: bool) -> list[Row]:
             name = f"brute force, {bench.case.inputs} inputs"
             rows.append(Row(name, seed, bench.brute_force(rows[0].table, seed), bench.brute_force_seconds))
             print(f"{bench.case.name}: {name} measured", flush=True)
+    if tune:
+        rows.append(Row("hybrid, learned", 0, *bench.measured(replace(bench.case.options, rounding="learned"))))
     if hessian and bench.case.labelled is not None:
         data = open_data(bench.case.labelled, bench.prepared.model)
         rows.append(Row("hessian, 32 samples", 0, *bench.measured(_HESSIAN, data)))
@@ -318,7 +328,7 @@ def regret(plans: Sequence[NDArray[np.float64]], best: Sequence[NDArray[np.float
 def run(case: Case, *, seeds: int, tune: bool, hessian: bool) -> None:
     """Print and write the rows of one model."""
     bench = Bench(case)
-    rows = measure(bench, seeds=seeds, hessian=hessian)
+    rows = measure(bench, seeds=seeds, tune=tune, hessian=hessian)
     truth = rows[-1].table
     for row in rows:
         row.plans = bench.plan_losses(row.table, rows[0].table, tune=False)

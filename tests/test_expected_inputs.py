@@ -10,7 +10,7 @@ from amq_onnx.model.data import Dataset
 from amq_onnx.model.inputs import input_specs
 from amq_onnx.passes.base import run
 from amq_onnx.passes.correct_biases import CorrectBiases
-from amq_onnx.plan import corrections
+from amq_onnx.plan import corrections, rounded_to_nearest
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.weight_ranges import weight_encodings
 from amq_onnx.rewriting import prepare
@@ -41,7 +41,7 @@ def corrected(kind, bits):
     next(tensor for tensor in rounded.graph.initializer if tensor.name == "w").raw_data = round_trip(
         prepared.weight("w"), encoding
     ).tobytes()
-    shifts = corrections(prepared, {"w": encoding}, seen.expected_inputs)
+    shifts = corrections(prepared, rounded_to_nearest(prepared, {"w": encoding}), seen.expected_inputs)
     return proto, rounded, run(rounded, [CorrectBiases(shifts)]), {"x": np.concatenate([b["x"] for b in batches])}
 
 

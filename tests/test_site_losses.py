@@ -13,7 +13,7 @@ from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.inputs import input_specs
 from amq_onnx.perturbation import QuantizedActivation, QuantizedWeight
-from amq_onnx.plan import Plan, corrections
+from amq_onnx.plan import Plan, corrections, rounded_to_nearest
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.rewriting import prepare, simulate
 from amq_onnx.site_losses import measure_losses
@@ -229,7 +229,8 @@ def test_measured_losses_are_those_of_simulated_graphs(correct_biases):
         for bits in (2, 3):
             plan = Plan(table.model, "mse", {name: bits}, {}, {}, table.expected_inputs, table.scales)
             encodings = plan.encodings(prepared)
-            simulated = simulate(prepared, encodings, corrections(prepared, encodings, plan.expected_inputs))
+            shifts = corrections(prepared, rounded_to_nearest(prepared, encodings), plan.expected_inputs)
+            simulated = simulate(prepared, encodings, shifts)
             changed = Executor(simulated).run({"x": torch.from_numpy(x)}, ["y"])["y"]
             exact = float(SoftmaxLoss().divergence(reference.double(), changed.double()).mean())
             assert table.weights[name].omega(bits) == pytest.approx(exact, rel=1e-3)

@@ -11,6 +11,7 @@ import onnx
 
 from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
+from amq_onnx.learned_losses import Rounding
 from amq_onnx.measurement import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
@@ -171,6 +172,11 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         help="scales of weights of the least error of the weights themselves, not of their layers' outputs",
     )
     parser.add_argument(
+        "--rounding",
+        choices=list(get_args(Rounding)),
+        help="of which rounding losses are measured (default: learned where it is to be learned, else nearest)",
+    )
+    parser.add_argument(
         "--relative-error",
         type=float,
         default=default.relative_error,
@@ -281,6 +287,7 @@ def measurement(arguments: argparse.Namespace) -> SensitivityOptions:
         device=require_device(arguments.device),
         correct_biases=not arguments.no_bias_correction,
         weigh_inputs=not arguments.no_input_weighting,
+        rounding=arguments.rounding,
         channels=channels,
     )
 

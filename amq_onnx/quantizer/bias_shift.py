@@ -5,22 +5,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from amq_onnx.quantizer.affine import round_trip
-from amq_onnx.quantizer.encoding import Encoding
-
 
 def bias_shift(
-    weight: NDArray[np.float32], encoding: Encoding, axis: int, expected: NDArray[np.float32], groups: int = 1
+    weight: NDArray[np.float32],
+    rounded: NDArray[np.float32],
+    axis: int,
+    expected: NDArray[np.float32],
+    groups: int = 1,
 ) -> NDArray[np.float32]:
     """E[Q(W) x] - E[W x] of each output channel, float32 [channels].
 
-    axis: the output channels' dimension of `weight`. expected: what the weights of a channel are multiplied with on
-    average: the weight's shape, the dimension `axis` in front and as long as there are different inputs (1, or the
-    groups of a Conv). groups: of a ConvTranspose, whose groups follow one another along the dimension of the inputs.
+    rounded: the weight after quantization. axis: the output channels' dimension of both. expected: what the weights of
+    a channel are multiplied with on average: the weight's shape, the dimension `axis` in front and as long as there are
+    different inputs (1, or the groups of a Conv). groups: of a ConvTranspose, whose groups follow one another along the
+    dimension of the inputs.
 
     Raises ValueError for expected inputs of another shape.
     """
-    error = np.moveaxis((round_trip(weight, encoding) - weight).astype(np.float64), axis, 0)
+    error = np.moveaxis((rounded - weight).astype(np.float64), axis, 0)
     if expected.ndim != error.ndim or expected.shape[1:] != error.shape[1:] or len(error) % max(1, len(expected)):
         raise ValueError(f"shape {expected.shape} where {(1, *error.shape[1:])} is needed")
     weighted = error * np.repeat(expected, len(error) // len(expected), axis=0)

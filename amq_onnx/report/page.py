@@ -149,8 +149,16 @@ def _prediction(result: Result) -> str:
     traces = ""
     if any(result.sensitivity.weights[name].trace is not None for name in result.plan.weights):
         traces = " Predicted is half of Ω, which mean traces leave the ½ of the quadratic form out of."
-    tuned = " Learned rounding comes after that and isn't in it." if result.tuned is not None else ""
-    sentence = f"{said[0].upper()}{said[1:]}. Rounded to nearest.{traces}{tuned}"
+    match (result.sensitivity.rounding, result.tuned is not None):
+        case ("learned", True):
+            rounding = "Weights as learned rounding left them, of which the predictions are."
+        case ("learned", False):
+            rounding = "Rounded to nearest; the predictions are of learned rounding."
+        case (_, True):
+            rounding = "Rounded to nearest. Learned rounding comes after that and isn't in it."
+        case _:
+            rounding = "Rounded to nearest."
+    sentence = f"{said[0].upper()}{said[1:]}. {rounding}{traces}"
     return f"<p>{escaped(sentence)}</p>\n<div id='prediction' class='figure'></div>"
 
 

@@ -74,9 +74,11 @@ class BlockReport:
 @dataclass(frozen=True)
 class Tuned:
     """Numbers of a quantized graph that were learned: initializers by name, and how it went, block by block and, where
-    the whole graph was trained after that, epoch by epoch. aligned: how many tensors got the scale of a sum."""
+    the whole graph was trained after that, epoch by epoch. weights: those that rounding was learned of, as it left
+    them. aligned: how many tensors got the scale of a sum."""
 
     values: dict[str, NDArray[np.float32]] = field(repr=False)
+    weights: dict[str, NDArray[np.float32]] = field(repr=False)
     blocks: list[BlockReport]
     samples: int
     aligned: int = 0
@@ -137,7 +139,8 @@ def learn_rounding(
             learned = {name: torch.from_numpy(array).to(network.quantized.device) for name, array in held.items()}
             quantized_in = network.run_quantized(training, learned)
             floating_in = [found[block.outputs[0]] for found in targets]
-    return Tuned(values, reports, network.samples, len(aligned))
+    weights = {name: values[name] for name in network.weights if name in values}
+    return Tuned(values, weights, reports, network.samples, len(aligned))
 
 
 class _Network:

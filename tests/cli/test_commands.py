@@ -73,6 +73,7 @@ def test_sensitivity_table(amq, case, read_json, tmp_path):
         assert errors == sorted(errors, reverse=True)
     for row in table["activations"].values():
         assert set(row["loss"]) == set("45678")
+    assert table["rounding"] == "learned"  # as a file that is made from it will be
     ran = amq("sensitivity", case.model, "--data", case.data, *FAST)
     assert ran.code == 0, ran.err
     assert "w2" in ran.out
