@@ -43,6 +43,9 @@ _FEWEST_SAMPLES = 64
 _SAMPLES_PER_ENTRY = 2
 # Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
 _RANGE_SAMPLES = 128
+# Traces that bound losses: samples, and probes of each.
+_BOUND_SAMPLES = 128
+_BOUND_PROBES = 2
 # Largest eigenvalues: how well those of weights are known, after how many passes at most; samples for activations,
 # each of which needs passes of its own.
 _EIGENVALUE_ERROR = 0.05
@@ -221,14 +224,13 @@ class _Measurement:
         }
         method = self.options.method
         if method == "gauss-newton" or method == "hessian":
-            return self._from_traces(self._traces(heads, losses, encodings, method), ranges)
+            return self._from_traces(self._traces(heads, losses, encodings, method, self.options), ranges)
         if method == "eigenvalue":
             return self._from_eigenvalues(heads, losses, encodings, ranges)
         if method == "norm":
             return self._from_norms(ranges)
         found = self._losses(heads, losses, encodings, method)
-        bounds = self._traces(heads, losses, {}, "gauss-newton").weights if self.options.learns else {}
-        return self._from_losses(found, encodings, ranges, bounds)
+        return self._from_losses(found, encodings, ranges, self._bounds(heads, losses) if self.options.learns else {})
 
     def _ranges(self, heads: Sequence[Head], losses: Sequence[Loss]) -> Ranges:
         """Ranges of activations by width."""
@@ -249,14 +251,24 @@ class _Measurement:
             for name, histogram in histograms.items()
         }
 
+    def _bounds(self, heads: Sequence[Head], losses: Sequence[Loss]) -> dict[str, Trace]:
+        """Traces of weights, as well as it takes to bound losses."""
+        options = replace(
+            self.options,
+            samples=min(self.options.samples, _BOUND_SAMPLES),
+            max_probes=min(self.options.max_probes, _BOUND_PROBES),
+        )
+        return self._traces(heads, losses, {}, "gauss-newton", options).weights
+
     def _traces(
         self,
         heads: Sequence[Head],
         losses: Sequence[Loss],
         encodings: Mapping[str, Mapping[int, Encoding]],
         method: TraceMethod,
+        options: SensitivityOptions,
     ) -> Traces:
-        data = self.data.first(self.options.samples)
+        data = self.data.first(options.samples)
         return measure_traces(
             self.executor,
             # How much channels differ from one batch to the next is told of batches drawn at random.
@@ -268,8 +280,8 @@ class _Measurement:
             method=method,
             layers=self.prepared.layers,
             expected_inputs=self.seen.expected_inputs,
-            relative_error=self.options.relative_error,
-            max_probes=self.options.max_probes,
+            relative_error=options.relative_error,
+            max_probes=options.max_probes,
             batch_size=self.seen.curvature_batch_size(),
             seed=self.options.seed,
             progress=self.progress,
