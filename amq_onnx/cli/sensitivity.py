@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from amq_onnx.cli import console, options
@@ -35,9 +34,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     options.require_writable(arguments, "output")
     measurement = options.measurement(arguments)
-    if measurement.rounding is None:
-        # As `amq quantize` will tune.
-        measurement = replace(measurement, rounding="nearest" if arguments.data is None else "learned")
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)

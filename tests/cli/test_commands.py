@@ -73,7 +73,11 @@ def test_sensitivity_table(amq, case, read_json, tmp_path):
         assert errors == sorted(errors, reverse=True)
     for row in table["activations"].values():
         assert set(row["loss"]) == set("45678")
-    assert table["rounding"] == "learned"  # as a file that is made from it will be
+    assert table["rounding"] == "nearest"  # as the file is that is made from it without data
+    learned = tmp_path / "learned.json"
+    ran = amq("sensitivity", case.model, "--data", case.data, "-o", learned, "--rounding", "learned", *FAST)
+    assert ran.code == 0, ran.err
+    assert read_json(learned)["rounding"] == "learned"
     ran = amq("sensitivity", case.model, "--data", case.data, *FAST)
     assert ran.code == 0, ran.err
     assert "w2" in ran.out
