@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from amq_onnx.quantizer.affine import broadcast_scale, round_trip
+from amq_onnx.quantizer.affine import round_trip
+from amq_onnx.quantizer.channel_rows import channel_rows, from_channel_rows
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.output_error import OutputError
 
@@ -32,8 +33,7 @@ def sequentially_rounded(
     axis: of the output channels; encodings have one scale for each of them, or one in all. error: what an error of the
     weight does to its outputs. A channel whose outputs would err more than rounded to nearest is rounded to nearest.
     """
-    moved = weight[None] if axis is None else np.moveaxis(weight, axis, 0)
-    rows = moved.reshape(len(moved), -1)
+    rows = channel_rows(weight, axis)
     # All encodings at once: a pass over the columns takes as long for a few rows as for many.
     every = list(encodings.values())
     scale = np.stack([np.broadcast_to(encoding.scale, len(rows)) for encoding in every]).astype(np.float64)
@@ -51,22 +51,13 @@ def sequentially_rounded(
         codes[:, part, order] = _codes(rows[part, order].astype(np.float64), scale[:, part], low, high, factor)
     found = {}
     for bits, encoding, chosen in zip(encodings, every, codes, strict=True):
-        shaped = chosen.astype(np.float32).reshape(moved.shape)
-        back = shaped[0] if axis is None else np.moveaxis(shaped, 0, axis)
-        rounded = back * broadcast_scale(encoding, weight.ndim)
-        nearest = round_trip(weight, encoding)
+        rounded = chosen.astype(np.float32) * encoding.scale.reshape(-1, 1)
+        nearest = channel_rows(round_trip(weight, encoding), axis)
         # What few and clipped codes owe, others can't make up for.
-        costs = [_costs(values - weight, axis, error) for values in (rounded, nearest)]
-        better = (costs[0] < costs[1]).reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
-        found[bits] = np.where(better, rounded, nearest)
+        costs = [error.product(difference, difference) for difference in (rounded - rows, nearest - rows)]
+        kept = np.where((costs[0] < costs[1])[:, None], rounded, nearest)
+        found[bits] = from_channel_rows(kept, axis, weight.shape)
     return found
-
-
-def _costs(difference: NDArray[np.float32], axis: int | None, error: OutputError) -> NDArray[np.float64]:
-    """What errors of the weight do to the outputs of each channel, [channels]."""
-    moved = difference[None] if axis is None else np.moveaxis(difference, axis, 0)
-    rows = np.ascontiguousarray(moved).reshape(len(moved), -1)
-    return error.product(rows, rows)
 
 
 def _upper_factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:

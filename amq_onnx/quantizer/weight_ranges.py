@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amq_onnx.quantizer.channel_rows import channel_rows
 from amq_onnx.quantizer.encoding import Encoding, RangeMethod, Widths, code_range, distinct
 from amq_onnx.quantizer.output_error import OutputError
 
@@ -87,10 +88,7 @@ def weight_encodings(
     alternating least squares (codes for the scale, the best scale for the codes). output_error: up to
     MOST_BITS_FOR_OUTPUTS bits, `mse` and `curvature` search the scale of the least of these errors instead.
     """
-    if axis is None:
-        rows = weight.reshape(1, -1)
-    else:
-        rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+    rows = channel_rows(weight, axis)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     group = 1 if output_error is None or output_error.groups == 1 else rows.shape[0] // output_error.groups
     step = -(-step // group) * group
