@@ -129,9 +129,8 @@ def compare(
         haq.require_agent()
     proto = read_model(path)
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target)
-    options = options or SensitivityOptions()
     tuner = tuner_for(tune, data, Checkpoint(None), progress)
-    options = replace(options, rounding=options.rounding or ("nearest" if tuner is None else "learned"))
+    options = (options or SensitivityOptions()).before(learning=tuner is not None)
 
     # A script's first imports, a second for scikit-learn's, are no part of the first strategy's search.
     next(data.first(1).batches(1), None)

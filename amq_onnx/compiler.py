@@ -213,7 +213,9 @@ def compile_plan(
     """The file's model for `plan`: quantized graph, tuned by `tune`, then the target's packed form."""
     encodings = plan.encodings(prepared)
     prepared = prepared.for_encodings(encodings)
-    shifts = corrections(prepared, rounded_to_nearest(prepared, encodings), plan.expected_inputs)
+    # No others: a table of embeddings may be larger than all that has a bias.
+    corrected = {layer.weight for layer in prepared.layers if layer.output in plan.expected_inputs}
+    shifts = corrections(prepared, rounded_to_nearest(prepared, encodings, corrected), plan.expected_inputs)
     quantized = trainable(prepared, encodings, shifts)
     if tune is not None:
         quantized = with_initializers(quantized, tune(prepared.model, quantized))

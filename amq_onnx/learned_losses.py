@@ -9,7 +9,6 @@ but the directions of errors to nearest, which may be much worse than any at ran
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,6 @@ from amq_onnx.quantizer.output_error import OutputError
 from amq_onnx.quantizer.sequential_rounding import sequentially_rounded
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS
 from amq_onnx.traces import Trace
-
-Rounding = Literal["nearest", "learned"]
-"""Of which rounding of weights losses are measured."""
 
 
 def rounded_weight(

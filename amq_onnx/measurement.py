@@ -14,7 +14,7 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.learned_losses import Rounding, bounded, rounded_weight
+from amq_onnx.learned_losses import bounded, rounded_weight
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
@@ -23,7 +23,7 @@ from amq_onnx.quantizer.encoding import Encoding, RangeMethod
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
-from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
+from amq_onnx.sensitivity import ActivationRow, Rounding, Sensitivity, WeightRow, six_digits
 from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
 from amq_onnx.site_perturbations import perturbations
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
@@ -77,6 +77,10 @@ class SensitivityOptions:
     weigh_inputs: bool = True
     rounding: Rounding | None = None
     channels: bool = False
+
+    def before(self, *, learning: bool) -> SensitivityOptions:
+        """These, of the rounding that follows where none was asked for. learning: whether rounding is learned then."""
+        return replace(self, rounding=self.rounding or ("learned" if learning else "nearest"))
 
     @property
     def learns(self) -> bool:
@@ -230,7 +234,9 @@ class _Measurement:
         if method == "norm":
             return self._from_norms(ranges)
         found = self._losses(heads, losses, encodings, method)
-        return self._from_losses(found, encodings, ranges, self._bounds(heads, losses) if self.options.learns else {})
+        if self.options.learns:
+            found = self._bounded(found, heads, losses)
+        return self._from_losses(found, encodings, ranges)
 
     def _ranges(self, heads: Sequence[Head], losses: Sequence[Loss]) -> Ranges:
         """Ranges of activations by width."""
@@ -251,14 +257,22 @@ class _Measurement:
             for name, histogram in histograms.items()
         }
 
-    def _bounds(self, heads: Sequence[Head], losses: Sequence[Loss]) -> dict[str, Trace]:
-        """Traces of weights, as well as it takes to bound losses."""
+    def _bounded(self, found: SiteLosses, heads: Sequence[Head], losses: Sequence[Loss]) -> SiteLosses:
+        """Losses of weights that are at most Ω."""
         options = replace(
             self.options,
             samples=min(self.options.samples, _BOUND_SAMPLES),
             max_probes=min(self.options.max_probes, _BOUND_PROBES),
         )
-        return self._traces(heads, losses, {}, "gauss-newton", options).weights
+        traces = self._traces(heads, losses, {}, "gauss-newton", options).weights
+        below = {
+            name: {
+                bits: bounded(loss, self.encodings[name].squared_error(bits), trace)
+                for bits, loss in found.losses[name].items()
+            }
+            for name, trace in traces.items()
+        }
+        return replace(found, losses=found.losses | below)
 
     def _traces(
         self,
@@ -272,7 +286,7 @@ class _Measurement:
         return measure_traces(
             self.executor,
             # How much channels differ from one batch to the next is told of batches drawn at random.
-            data if self.options.channels else curved_first(data, self.seen.importance),
+            data if options.channels else curved_first(data, self.seen.importance),
             {site.name: site.axis for site in self.prepared.sites.weights},
             encodings,
             heads,
@@ -283,7 +297,7 @@ class _Measurement:
             relative_error=options.relative_error,
             max_probes=options.max_probes,
             batch_size=self.seen.curvature_batch_size(),
-            seed=self.options.seed,
+            seed=options.seed,
             progress=self.progress,
         )
 
@@ -393,21 +407,9 @@ class _Measurement:
         )
 
     def _from_losses(
-        self,
-        found: SiteLosses,
-        encodings: Mapping[str, Mapping[int, Encoding]],
-        ranges: Ranges,
-        bounds: Mapping[str, Trace],
+        self, found: SiteLosses, encodings: Mapping[str, Mapping[int, Encoding]], ranges: Ranges
     ) -> _Found:
-        """bounds: traces of weights whose losses are at most Ω, by name."""
-        measured = found.losses | {
-            name: {
-                bits: bounded(loss, self.encodings[name].squared_error(bits), trace) for bits, loss in by_bits.items()
-            }
-            for name, trace in bounds.items()
-            if (by_bits := found.losses.get(name))
-        }
-        losses = {name: falling(by_bits) for name, by_bits in measured.items()}
+        losses = {name: falling(by_bits) for name, by_bits in found.losses.items()}
         weights = {
             site.name: WeightRow(site.shape, None, None, self._squared_errors(site.name), losses[site.name])
             for site in self.prepared.sites.weights

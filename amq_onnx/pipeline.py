@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
 from amq_onnx.errors import GateError, UsageError
-from amq_onnx.learned_losses import Rounding
 from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
@@ -113,8 +112,7 @@ def quantize(
         channels = granularity == "channel"
         if options is None:
             options = SensitivityOptions(method="gauss-newton") if channels else SensitivityOptions()
-        rounding: Rounding = "nearest" if tuner is None else "learned"
-        options = replace(options, channels=channels, rounding=options.rounding or rounding)
+        options = replace(options, channels=channels).before(learning=tuner is not None)
         sensitivity = measure_sensitivity(prepared, calibration, bits, activation_bits, options, progress)
     compiler = Compiler(
         prepared,

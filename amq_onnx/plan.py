@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -150,13 +150,11 @@ class Plan:
         return found
 
 
-def rounded_to_nearest(prepared: Prepared, encodings: Mapping[str, Encoding]) -> dict[str, NDArray[np.float32]]:
-    """The weights among `encodings`, by name, as they are after quantization."""
-    return {
-        site.name: round_trip(prepared.weight(site.name), encodings[site.name])
-        for site in prepared.sites.weights
-        if site.name in encodings
-    }
+def rounded_to_nearest(
+    prepared: Prepared, encodings: Mapping[str, Encoding], names: Iterable[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Those weights of `names` that have an encoding, as they are after quantization."""
+    return {name: round_trip(prepared.weight(name), encodings[name]) for name in names if name in encodings}
 
 
 def corrections(

@@ -48,8 +48,7 @@ def measure_plan(
     # One sample tells how large the activations are.
     sizes = calibrate(executor, data.first(1), [site.name for site in prepared.sites.activations], [])
     encodings = plan.encodings(prepared)
-    rounded = rounded_to_nearest(prepared, encodings)
-    rounded |= {name: values for name, values in (learned or {}).items() if name in rounded}
+    rounded = rounded_to_nearest(prepared, encodings, plan.weights) | dict(learned or {})
     return measure_losses(
         executor,
         looked_at,

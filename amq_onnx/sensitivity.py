@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from amq_onnx.quantizer.encoding import RangeMethod, Widths, distinct, mean_widt
 
 FORMAT = "amq-sensitivity"
 VERSION = 3
+
+Rounding = Literal["nearest", "learned"]
+"""Of which rounding of weights losses are: to nearest, or what learned rounding is expected to leave."""
 
 Scales = dict[str, dict[int, NDArray[np.float32]]]
 """By weight and bits, the scales of its channels, float32 [channels]."""
@@ -115,8 +118,7 @@ class Sensitivity:
     standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
     its weights are multiplied with on average (see ExpectedInputs). scales: by weight and bits, those of its channels
     that were chosen by the error of the layer's outputs; others follow from the weight and `ranges`. equalized: whether
-    the model's channels were evened out before (EqualizeChannels). rounding: `nearest`, or `learned` where losses are
-    those that learned rounding is expected to leave.
+    the model's channels were evened out before (EqualizeChannels). rounding: of which losses are.
     """
 
     model: str
@@ -133,7 +135,7 @@ class Sensitivity:
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     scales: Scales = field(default_factory=dict, compare=False)
     equalized: bool = False
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
 
     def negative_traces(self) -> list[str]:
         """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
@@ -201,7 +203,7 @@ class Sensitivity:
             raise ValueError(f"unknown ranges '{self.ranges}'")
         if not isinstance(self.equalized, bool):
             raise ValueError("'equalized' is not true or false")
-        if self.rounding not in ("nearest", "learned"):
+        if self.rounding not in get_args(Rounding):
             raise ValueError(f"unknown rounding '{self.rounding}'")
         if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):
             raise ValueError("'loss' and 'left_float' are not objects")

@@ -41,7 +41,7 @@ def corrected(kind, bits):
     next(tensor for tensor in rounded.graph.initializer if tensor.name == "w").raw_data = round_trip(
         prepared.weight("w"), encoding
     ).tobytes()
-    shifts = corrections(prepared, rounded_to_nearest(prepared, {"w": encoding}), seen.expected_inputs)
+    shifts = corrections(prepared, rounded_to_nearest(prepared, {"w": encoding}, ["w"]), seen.expected_inputs)
     return proto, rounded, run(rounded, [CorrectBiases(shifts)]), {"x": np.concatenate([b["x"] for b in batches])}
 
 

@@ -229,7 +229,7 @@ def test_measured_losses_are_those_of_simulated_graphs(correct_biases):
         for bits in (2, 3):
             plan = Plan(table.model, "mse", {name: bits}, {}, {}, table.expected_inputs, table.scales)
             encodings = plan.encodings(prepared)
-            shifts = corrections(prepared, rounded_to_nearest(prepared, encodings), plan.expected_inputs)
+            shifts = corrections(prepared, rounded_to_nearest(prepared, encodings, [name]), plan.expected_inputs)
             simulated = simulate(prepared, encodings, shifts)
             changed = Executor(simulated).run({"x": torch.from_numpy(x)}, ["y"])["y"]
             exact = float(SoftmaxLoss().divergence(reference.double(), changed.double()).mean())

@@ -11,7 +11,6 @@ import onnx
 
 from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
-from amq_onnx.learned_losses import Rounding
 from amq_onnx.measurement import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
@@ -21,7 +20,7 @@ from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.rewriting import Prepared, prepare
 from amq_onnx.runtime.session import silence_runtime
 from amq_onnx.runtime.verification import Verification, doubt, require_gate
-from amq_onnx.sensitivity import Sensitivity, read_json_file
+from amq_onnx.sensitivity import Rounding, Sensitivity, read_json_file
 from amq_onnx.targets import TARGETS
 from amq_onnx.tuning.finetune import FineTuneOptions
 from amq_onnx.tuning.loader import load_augmentation
