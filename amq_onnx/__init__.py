@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amq_onnx.errors import AMQError as AMQError
-    from amq_onnx.measurement import SensitivityOptions as SensitivityOptions
+    from amq_onnx.measurement_options import SensitivityOptions as SensitivityOptions
     from amq_onnx.model.data import Dataset as Dataset
     from amq_onnx.model.data import open_data as open_data
     from amq_onnx.pipeline import quantize as quantize
@@ -27,7 +27,7 @@ _HOMES = {
     "Plan": "amq_onnx.plan",
     "Result": "amq_onnx.result",
     "Sensitivity": "amq_onnx.sensitivity",
-    "SensitivityOptions": "amq_onnx.measurement",
+    "SensitivityOptions": "amq_onnx.measurement_options",
     "Verification": "amq_onnx.runtime.verification",
     "open_data": "amq_onnx.model.data",
     "quantize": "amq_onnx.pipeline",

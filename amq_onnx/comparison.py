@@ -17,7 +17,8 @@ from amq_onnx.allocation import Allocation
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
 from amq_onnx.errors import UsageError
-from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import Method, SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import file_bytes, read_model, write_model
 from amq_onnx.pipeline import check_widths, file_of, tuned, tuner_for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,27 +15,22 @@ from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.learned_losses import bounded, rounded_weight
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
-from amq_onnx.quantizer.encoding import Encoding, RangeMethod
+from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
-from amq_onnx.sensitivity import ActivationRow, Rounding, Sensitivity, WeightRow, six_digits
+from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
 from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
 from amq_onnx.site_perturbations import perturbations
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 from amq_onnx.traces import Method as TraceMethod
 from amq_onnx.traces import Trace, Traces, losses_for, measure_traces, weigh_histograms
 
-Method = Literal["hybrid", "quadratic", "measured", "gauss-newton", "hessian", "eigenvalue", "norm"]
-"""How sensitivity is measured: see `measure_losses` for the first three, `measure_traces` for the next two. The others
-are those of AMQ's rivals: `eigenvalue` multiplies ||Q(W) - W||^2 with the largest eigenvalue instead of the mean trace
-(HAWQ), `norm` with nothing."""
-
-METHODS: tuple[Method, ...] = get_args(Method)
 Ranges = dict[str, dict[int, tuple[float, float]]]
 # Losses are known well enough from this many samples that tell much; more only where so many sites and widths share a
 # pass that measuring each of them would take longer.
@@ -51,46 +46,6 @@ _BOUND_PROBES = 2
 _EIGENVALUE_ERROR = 0.05
 _EIGENVALUE_PASSES = 30
 _EIGENVALUE_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class SensitivityOptions:
-    """How sensitivity is measured.
-
-    method: one of METHODS; only `hessian` needs labels. relative_error, max_probes: of traces. samples: on how many of
-    the calibration samples, at most, losses or curvature are measured; ranges always see all. correct_biases: measure
-    what biases need to make up for the mean error of rounded weights. weigh_inputs: weights take the scales of the
-    least error of their layers' outputs, not their own. rounding: of which rounding losses are, where they are
-    measured; None for that of the tuning that follows, else to nearest. channels: keep traces and errors of each output
-    channel, so that widths can be chosen for each.
-    """
-
-    method: Method = "hybrid"
-    loss: str = "auto"
-    ranges: RangeMethod = "curvature"
-    relative_error: float = 0.05
-    max_probes: int = 128
-    samples: int = 256
-    seed: int = 0
-    device: str = "cpu"
-    correct_biases: bool = True
-    weigh_inputs: bool = True
-    rounding: Rounding | None = None
-    channels: bool = False
-
-    def before(self, *, learning: bool) -> SensitivityOptions:
-        """These, of the rounding that follows where none was asked for. learning: whether rounding is learned then."""
-        return replace(self, rounding=self.rounding or ("learned" if learning else "nearest"))
-
-    @property
-    def learns(self) -> bool:
-        """Whether losses are those of learned rounding."""
-        return self.rounding == "learned" and self.method in get_args(LossMethod)
-
-    @property
-    def weighs(self) -> bool:
-        """Whether scales follow from the errors of layers' outputs."""
-        return self.weigh_inputs and self.ranges in ("curvature", "mse")
 
 
 def measure_sensitivity(

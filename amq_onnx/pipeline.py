@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from amq_onnx.calibration import Progress
 from amq_onnx.compiler import Candidate, Compiler
 from amq_onnx.errors import GateError, UsageError
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
 from amq_onnx.plan_losses import measure_plan

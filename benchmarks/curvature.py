@@ -34,7 +34,8 @@ from scipy.stats import spearmanr
 
 from amq_onnx.calibration import calibrate
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model
 from amq_onnx.model.heads import find_heads

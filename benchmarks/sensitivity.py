@@ -45,7 +45,8 @@ import amq_onnx
 from amq_onnx.calibration import tensors
 from amq_onnx.compiler import Compiler
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import Method, SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import Method, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data
 from amq_onnx.model.file import file_bytes, read_model
 from amq_onnx.model.heads import find_heads

@@ -14,7 +14,7 @@ import numpy as np
 from real_data import Batch, data_folder
 from resnet20 import training_images
 
-from amq_onnx.measurement import SensitivityOptions
+from amq_onnx.measurement_options import SensitivityOptions
 
 _HERE = Path(__file__).resolve().parent
 BRUTE_INPUTS = 64

@@ -10,7 +10,8 @@ import torch
 
 from amq_onnx.errors import ProviderError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model, write_model
 from amq_onnx.pipeline import quantize

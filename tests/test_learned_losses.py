@@ -9,7 +9,8 @@ from cli.networks import conv_net, save
 from amq_onnx.compiler import compile_plan
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.learned_losses import bounded, rounded_weight
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import open_data, random_data
 from amq_onnx.model.file import read_model
 from amq_onnx.pipeline import quantize, tuner_for

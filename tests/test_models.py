@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import SensitivityOptions
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import load_function
 from amq_onnx.pipeline import quantize
 

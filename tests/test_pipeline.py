@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 import amq_onnx
 from amq_onnx.compiler import Compiler, compile_plan
 from amq_onnx.errors import BudgetError, DataError, GateError, ModelError, UsageError
-from amq_onnx.measurement import METHODS, SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import fingerprint, model_bytes, read_model
 from amq_onnx.model.inputs import input_specs

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from amq_onnx.calibration import tensors
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import METHODS, SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, random_data
 from amq_onnx.model.heads import find_heads
 from amq_onnx.model.inputs import input_specs

@@ -8,7 +8,8 @@ from small_graphs import model, node
 
 from amq_onnx.curvature.losses import SigmoidLoss, SoftmaxLoss, SquaredLoss
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.inputs import input_specs

@@ -11,7 +11,7 @@ import onnx
 
 from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
-from amq_onnx.measurement import METHODS, SensitivityOptions
+from amq_onnx.measurement_options import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data, random_data
 from amq_onnx.model.file import require_folder
 from amq_onnx.model.heads import asked_losses

@@ -6,7 +6,8 @@ from cli.networks import conv_net
 
 from amq_onnx.compiler import Compiler
 from amq_onnx.errors import BudgetError, UsageError
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import random_data
 from amq_onnx.rewriting import prepare
 from amq_onnx.strategies import haq

@@ -8,7 +8,8 @@ from small_graphs import assert_same_outputs, f, initializers, model, node, outp
 
 from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
-from amq_onnx.measurement import SensitivityOptions, measure_sensitivity
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import random_data
 from amq_onnx.model.file import model_bytes
 from amq_onnx.pipeline import quantize
