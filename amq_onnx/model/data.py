@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.errors import AMQError, DataError, UsageError
 from amq_onnx.model.inputs import InputSpec, input_specs
+from amq_onnx.model.kept_source import KeptSource
 
 Batch = dict[str, NDArray[Any]]
 LABELS = "labels"
@@ -266,7 +267,8 @@ class Dataset:
 def open_data(where: str, model: onnx.ModelProto, limit: int | None = None) -> Dataset:
     """The data that `where` names: an .npz file, a folder of them, or `script.py:function`.
 
-    The function is called without arguments for every pass and must yield the same dicts each time.
+    The function is called without arguments for every pass and must yield the same dicts each time; what is small
+    enough to keep (see KeptSource) is read once.
     Raises DataError where there is none, or it can't be read.
     """
     specs = input_specs(model)
@@ -275,7 +277,7 @@ def open_data(where: str, model: onnx.ModelProto, limit: int | None = None) -> D
         files = sorted(path.glob("*.npz"))
         if not files:
             raise DataError(f"the folder '{where}' holds no .npz file")
-        return Dataset(lambda: (arrays for file in files for arrays in [_load(file)]), specs, f"'{where}'", limit)
+        return Dataset(KeptSource(lambda: map(_load, files)), specs, f"'{where}'", limit)
     if path.suffix == ".npz":
         if not path.is_file():
             raise DataError(f"there is no data file '{where}'")
@@ -283,7 +285,7 @@ def open_data(where: str, model: onnx.ModelProto, limit: int | None = None) -> D
         return Dataset(lambda: [arrays], specs, f"'{where}'", limit)
     script, _, name = where.rpartition(":")
     if script.endswith(".py") and name:
-        return Dataset(load_function(script, name), specs, f"'{where}'", limit)
+        return Dataset(KeptSource(load_function(script, name)), specs, f"'{where}'", limit)
     raise DataError(f"'{where}' is no data: give an .npz file, a folder of .npz files, or script.py:function")
 
 

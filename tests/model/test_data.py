@@ -1,5 +1,7 @@
 """Calibration data: what is accepted, in what order it comes, and what each refusal says."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from onnx import TensorProto
@@ -201,10 +203,13 @@ class TestScripts:
 
         return write
 
-    def test_the_function_is_called_for_every_pass(self, script):
+    def test_every_pass_is_the_same_and_reads_small_data_once(self, script):
         body = "def feed():\n    for i in range(3):\n        yield {'x': np.full((2, 3), i, np.float32)}\n"
-        data = open_data(script(body), network())
+        body += "    with open(__file__ + '.passes', 'a') as file:\n        file.write('1')\n"
+        where = script(body)
+        data = open_data(where, network())
         assert first_column(data.batches(3)) == first_column(data.batches(3)) == [[0, 0, 1], [1, 2, 2]]
+        assert Path(where.rpartition(":")[0] + ".passes").read_text() == "1"
 
     @pytest.mark.parametrize(
         ("body", "message"),
