@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from amq_onnx.errors import UsageError
 from amq_onnx.quantizer.encoding import RangeMethod
 from amq_onnx.sensitivity import Rounding
 from amq_onnx.site_losses import LossMethod
@@ -43,7 +44,16 @@ class SensitivityOptions:
     channels: bool = False
 
     def before(self, *, learning: bool) -> SensitivityOptions:
-        """These, of the rounding that follows where none was asked for. learning: whether rounding is learned then."""
+        """These, of the rounding that follows where none was asked for. learning: whether rounding is learned then.
+
+        Raises UsageError where losses of learned rounding were asked of a method that measures none.
+        """
+        if self.rounding == "learned" and not self.learns:
+            named = ", ".join(get_args(LossMethod))
+            raise UsageError(
+                f"--rounding learned is for losses that are measured, and {self.method} measures none: use "
+                f"--sensitivity {named}, or leave out --rounding"
+            )
         return replace(self, rounding=self.rounding or ("learned" if learning else "nearest"))
 
     @property

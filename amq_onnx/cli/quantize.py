@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from amq_onnx.cli import console, options
 from amq_onnx.cli.reporting import write_report
@@ -13,8 +14,10 @@ from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model, write_text
 from amq_onnx.pipeline import quantize
 from amq_onnx.report import require_plotly
+from amq_onnx.result import Result
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
 from amq_onnx.runtime.verification import check_gate
+from amq_onnx.site_losses import LossMethod
 from amq_onnx.tuning.processes import is_first
 
 _RANDOM = "measured on random inputs: sizes and latency mean something, accuracy doesn't"
@@ -102,6 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(arguments.save_sensitivity, result.sensitivity.to_json())
     write_json(arguments.json, result_data(result))
     remarks = [] if arguments.random is None else [_RANDOM]
+    if arguments.from_sensitivity is not None and (remark := _other_rounding(result)) is not None:
+        remarks.append(f"{arguments.from_sensitivity} {remark}")
     if arguments.report is not None:
         write_report(arguments.report, result, arguments, remarks)
     print_result(result)
@@ -113,3 +118,13 @@ def run(arguments: argparse.Namespace) -> None:
         console.line(f"the report is in {arguments.report}")
     if result.verification is not None:
         options.judge(result.verification, arguments.max_drop)
+
+
+def _other_rounding(result: Result) -> str | None:
+    """What is wrong with a table whose losses are of another rounding than the file's weights have."""
+    table = result.sensitivity
+    if table.rounding == "learned" and result.tuned is None:
+        return "expects learned rounding, and none was learned: measure it with --rounding nearest for better widths"
+    if table.rounding == "nearest" and result.tuned is not None and table.method in get_args(LossMethod):
+        return "has losses of rounding to nearest, and rounding was learned: --rounding learned gives better widths"
+    return None

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     options.require_writable(arguments, "output")
-    measurement = options.measurement(arguments)
+    measurement = options.measurement(arguments).before(learning=False)
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)

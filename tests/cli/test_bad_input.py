@@ -450,6 +450,15 @@ def test_a_search_without_anything_to_verify_on(refused, case, out):
     refused("quantize", case.model, "-o", out, "--from-sensitivity", case.table, "--max-drop=.1", names="--max-drop")
 
 
+@pytest.mark.parametrize(
+    "more", [("--sensitivity", "gauss-newton"), ("--sensitivity", "norm"), ("--granularity=channel",)]
+)
+def test_losses_of_learned_rounding_where_none_are_measured(refused, case, out, more):
+    asked = ["--data", case.data, "--rounding", "learned", *more]
+    for command in (["quantize", case.model, "-o", out, "--size", "0.5"], ["sensitivity", case.model]):
+        refused(*command, *asked, names=["--rounding", "--sensitivity hybrid"])
+
+
 def test_channels_that_the_table_or_the_target_lacks(refused, case, out):
     asked = ["--size", "0.5", "--from-sensitivity", case.table, "--granularity", "channel"]
     refused("quantize", case.model, "-o", out, *asked, names=["'w1'", "--granularity"])

@@ -135,6 +135,19 @@ def test_a_saved_table_gives_the_file_of_the_direct_way_and_needs_no_data(amq, c
     assert later.read_bytes() == direct.read_bytes()
 
 
+def test_a_table_of_another_rounding_than_the_files_is_remarked_on(amq, case, tmp_path):
+    learning = ["--data", case.data, "--tune", "rounding", "--tune-steps", "2"]
+    for rounding, others in (("nearest", learning), ("learned", ["--tune", "none"])):
+        table = tmp_path / f"{rounding}.json"
+        assert amq("sensitivity", case.model, "-o", table, "--data", case.data, "--rounding", rounding, *FAST).code == 0
+        for more in (learning, ["--tune", "none"]):
+            asked = ["--dry-run", "--size", "0.3", "--from-sensitivity", table, *more]
+            ran = amq("quantize", case.model, *asked)
+            assert ran.code == 0, ran.err
+            remarked = str(table) in " ".join(ran.err.split())
+            assert remarked == (more == others), ran.err
+
+
 def test_dry_run_writes_nothing(amq, case, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
