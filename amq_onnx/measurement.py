@@ -14,6 +14,7 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_for
 from amq_onnx.learned_losses import bounded, rounded_weight
 from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
@@ -22,6 +23,7 @@ from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
 from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
+from amq_onnx.range_curvature import weigh_histograms
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
@@ -29,7 +31,7 @@ from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
 from amq_onnx.site_perturbations import perturbations
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 from amq_onnx.traces import Method as TraceMethod
-from amq_onnx.traces import Trace, Traces, losses_for, measure_traces, weigh_histograms
+from amq_onnx.traces import Trace, Traces, measure_traces
 
 Ranges = dict[str, dict[int, tuple[float, float]]]
 # Losses are known well enough from this many samples that tell much; more only where so many sites and widths share a

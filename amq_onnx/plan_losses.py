@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.calibration import Progress, calibrate
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_for
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import heads_with, weighed
 from amq_onnx.plan import Plan, rounded_to_nearest
@@ -16,7 +17,6 @@ from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import importance_of, weighed_samples
 from amq_onnx.site_losses import SiteLosses, measure_losses
 from amq_onnx.site_perturbations import perturbations
-from amq_onnx.traces import losses_for
 
 SAMPLES = 64
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from amq_onnx.curvature.importance import choose_samples
+from amq_onnx.head_losses import losses_for
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
-from amq_onnx.traces import losses_for
 
 # Share of the curvature in samples that are drawn together, so that few batches need many probes.
 _FRONT_SHARE = 0.9

@@ -16,12 +16,13 @@ from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.quadratic_form import quadratic_draws
 from amq_onnx.curvature.sample_axis import SampleAxis, find_sample_axis
+from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.curvature.statistics import ratio_estimate, sum_with_error
+from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.perturbation import Perturbation
-from amq_onnx.traces import DifferentiableForward, mixed_seed
 
 LossMethod = Literal["hybrid", "quadratic", "measured"]
 Entry = tuple[str, int]

@@ -13,12 +13,16 @@ from torch import Tensor
 from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.lanczos import Spectrum, SpectrumSearch
 from amq_onnx.curvature.losses import Loss
+from amq_onnx.curvature.sample_axis import per_sample
+from amq_onnx.curvature.seeds import mixed_seed
+from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import labelled_losses
 from amq_onnx.model.data import Batch, Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.perturbation import round_trip
 from amq_onnx.quantizer.encoding import Encoding
-from amq_onnx.traces import DifferentiableForward, Method, labelled_losses, mixed_seed, per_sample
+from amq_onnx.traces import Method
 
 # Power iterations for one activation: the start is random, and the first eigenvalue rarely has a close second.
 _ITERATIONS = 30

@@ -11,20 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amq_onnx.calibration import Progress, calibrate, tensors
+from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.hutchinson import probe_products
-from amq_onnx.curvature.losses import Loss, SigmoidLoss, SoftmaxLoss, SquaredLoss
+from amq_onnx.curvature.losses import Loss
+from amq_onnx.curvature.sample_axis import per_sample
+from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.curvature.statistics import UnitMeans
-from amq_onnx.errors import DataError
+from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.expected_inputs import Centring
-from amq_onnx.model.data import LABELS, Batch, Dataset
+from amq_onnx.head_losses import labelled_losses
+from amq_onnx.model.data import Batch, Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.layers import Layer
 from amq_onnx.perturbation import round_trip
 from amq_onnx.quantizer.encoding import Encoding
-from amq_onnx.quantizer.histogram import StreamingHistogram
 
 Method = Literal["gauss-newton", "hessian"]
 # Draws on one forward pass: the second costs a backward pass alone and makes an error known after one sweep.
@@ -68,39 +70,6 @@ class Traces:
     probes: int
     samples: int
     converged: bool
-
-
-def losses_for(heads: Sequence[Head], mean_square: Mapping[str, float]) -> list[Loss]:
-    """The loss of each head; squared errors are relative to the output's mean square."""
-    found: list[Loss] = []
-    for head in heads:
-        match head.loss:
-            case "softmax":
-                found.append(SoftmaxLoss(head.axis))
-            case "sigmoid":
-                found.append(SigmoidLoss())
-            case "squared":
-                found.append(SquaredLoss(1.0 / max(mean_square[head.tensor], 1e-30)))
-    return found
-
-
-def losses_on(executor: Executor, data: Dataset, heads: Sequence[Head]) -> list[Loss]:
-    """`losses_for` the heads, from a pass over the data where a loss is relative to its output."""
-    relative = [head.tensor for head in heads if head.loss == "squared"]
-    return losses_for(heads, calibrate(executor, data, [], relative).mean_square if relative else {})
-
-
-def labelled_losses(
-    executor: Executor, scores: Sequence[Tensor], losses: Sequence[Loss], batch: Batch, otherwise: str
-) -> Tensor:
-    """The losses of all heads against the labels of `batch`, summed over its samples.
-
-    Raises DataError, saying that `otherwise` is the option to use, where there are no labels.
-    """
-    if LABELS not in batch or LABELS in executor.inputs:
-        raise DataError(f"the Hessian needs `labels` in the data: add them, or use {otherwise}")
-    target = torch.from_numpy(np.asarray(batch[LABELS])).to(executor.device)
-    return torch.stack([loss.value(score, target).sum() for loss, score in zip(losses, scores, strict=True)]).sum()
 
 
 def measure_traces(
@@ -153,73 +122,6 @@ def measure_traces(
         converged = sweep.worst_error() <= relative_error
         wanted = sweep.draws_to_come(relative_error, max_probes)
     return sweep.result(converged)
-
-
-def weigh_histograms(
-    executor: Executor,
-    data: Dataset,
-    histograms: Mapping[str, StreamingHistogram],
-    heads: Sequence[Head],
-    losses: Sequence[Loss],
-    *,
-    batch_size: int,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
-    """Weigh the bins of each activation's histogram by the curvature of the values in them.
-
-    One Gauss-Newton probe a sample: the square of an element's gradient is an unbiased draw of its diagonal entry
-    (see probe_gradients), and a bin sums many. Memory is that of one batch.
-    """
-    names = list(histograms)
-    forward = DifferentiableForward(executor, heads, names)
-    samples = 0
-    for unit, batch in enumerate(data.batches(batch_size)):
-        found = forward(tensors(batch, executor), {})
-        scores = [found[head.tensor] for head in heads]
-        generator = torch.Generator().manual_seed(mixed_seed(seed, -1, unit))
-        gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
-        for name, gradient in zip(names, gradients, strict=True):
-            value = found[name].detach().float().cpu().numpy()
-            histograms[name].weigh(value, gradient.square_().float().cpu().numpy())
-        samples += data.count(batch)
-        if progress is not None:
-            progress("curvature of ranges", samples, None)
-
-
-class DifferentiableForward:
-    """Runs the graph so that scores and activations are all in one autograd graph.
-
-    Float inputs take part in it, so that every activation behind them can be differentiated. What is computed from
-    integer inputs alone (embedded tokens, a one-hot code) hangs on nothing: such activations are computed first and
-    handed in as leaves, in the graph's order, as few as make all others hang on something.
-    """
-
-    def __init__(
-        self, executor: Executor, heads: Sequence[Head], activations: Sequence[str], others: Sequence[str] = ()
-    ) -> None:
-        self.executor = executor
-        self.activations = list(activations)
-        self.names = list(dict.fromkeys([*(head.tensor for head in heads), *activations, *others]))
-        self.roots: list[str] = []
-
-    def __call__(self, inputs: dict[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by name: scores, activations and what else was asked for, of one batch."""
-        feeds = {name: value.requires_grad_() if value.is_floating_point() else value for name, value in inputs.items()}
-        given: dict[str, Tensor] = {**feeds, **leaves}
-        for name in self.roots:
-            given[name] = self._leaf(name, given)
-        while True:
-            found = self.executor.run(given, self.names)
-            loose = next((name for name in self.activations if not found[name].requires_grad), None)
-            if loose is None:
-                return found
-            self.roots.append(loose)
-            given[loose] = self._leaf(loose, given)
-
-    def _leaf(self, name: str, given: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            return self.executor.run(given, [name])[name].detach().requires_grad_()
 
 
 class _Sweep:
@@ -392,26 +294,3 @@ class _Sweep:
                 for bits, encoding in encodings.items():
                     error = round_trip(value, encoding).sub_(value).square_()
                     self.errors[name][bits] += per_sample(error, samples).tolist()
-
-
-def per_sample(values: Tensor, samples: int) -> Tensor:
-    """Sums over each sample, float64 [samples].
-
-    Where the first dimension doesn't count samples (time-major tensors, heads folded into the batch), the
-    total is spread evenly: the product of means then stands for the mean of products.
-    """
-    if values.ndim and values.shape[0] == samples:
-        return values.double().reshape(samples, -1).sum(1)
-    if values.ndim and values.shape[0] % samples == 0:
-        return values.double().reshape(samples, -1).sum(1)
-    return (values.double().sum() / samples).expand(samples)
-
-
-def mixed_seed(seed: int, probe: int, unit: int) -> int:
-    """One seed from three numbers (splitmix64's constants keep neighbours apart)."""
-    state = seed
-    for number in (probe, unit):
-        state = (state + 0x9E3779B97F4A7C15 * (number + 1)) & (2**64 - 1)
-        state ^= state >> 31
-        state = (state * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    return state >> 1

@@ -34,13 +34,14 @@ from scipy.stats import spearmanr
 
 from amq_onnx.calibration import calibrate
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_for
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model
 from amq_onnx.model.heads import find_heads
 from amq_onnx.rewriting import prepare
-from amq_onnx.traces import Method, Traces, losses_for, measure_traces
+from amq_onnx.traces import Method, Traces, measure_traces
 
 ERROR = 0.05
 WANTED_RATIO = 10.0

@@ -18,6 +18,7 @@ import torch
 
 from amq_onnx.calibration import tensors
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_on
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import open_data
@@ -26,7 +27,6 @@ from amq_onnx.model.heads import find_heads
 from amq_onnx.plan import Plan
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.rewriting import prepare
-from amq_onnx.traces import losses_on
 
 _BATCH = 64
 

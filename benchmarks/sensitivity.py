@@ -45,6 +45,7 @@ import amq_onnx
 from amq_onnx.calibration import tensors
 from amq_onnx.compiler import Compiler
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_for
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import Method, SensitivityOptions
 from amq_onnx.model.data import Dataset, open_data
@@ -58,7 +59,6 @@ from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import Sensitivity
 from amq_onnx.site_losses import measure_losses
 from amq_onnx.site_perturbations import perturbations
-from amq_onnx.traces import losses_for
 
 _OUT = Path("out")
 WIDTHS = (2, 3, 4, 8)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from amq_onnx.calibration import tensors
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_on
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import METHODS, SensitivityOptions
 from amq_onnx.model.data import Dataset, random_data
@@ -24,7 +25,6 @@ from amq_onnx.rewriting import prepare
 from amq_onnx.sample_choice import curved_first
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, parse_versioned, read_json_file
 from amq_onnx.spectra import measure_spectra
-from amq_onnx.traces import losses_on
 
 finite = st.floats(-1e200, 1e200)
 positive = st.floats(0, 1e200)

@@ -10,13 +10,14 @@ from torch.func import hessian, jacrev
 from amq_onnx.curvature.losses import SigmoidLoss, SoftmaxLoss, SquaredLoss
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_for
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.model.inputs import input_specs
 from amq_onnx.model.layers import linear_layers
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
-from amq_onnx.traces import losses_for, measure_traces
+from amq_onnx.traces import measure_traces
 
 torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 SAMPLES, CLASSES, HIDDEN = 5, 3, 4

@@ -13,6 +13,7 @@ from amq_onnx.curvature.lanczos import Spectrum
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.formats import count, percent, real
+from amq_onnx.head_losses import losses_on
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model, write_text
 from amq_onnx.model.heads import find_heads, weighed
@@ -21,7 +22,6 @@ from amq_onnx.report.plotting import require_plotly
 from amq_onnx.report.spectrum_figures import density_figure, eigenvalues_figure
 from amq_onnx.result_tables import Table
 from amq_onnx.spectra import measure_spectra
-from amq_onnx.traces import losses_on
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

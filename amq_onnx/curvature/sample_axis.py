@@ -38,3 +38,15 @@ def find_sample_axis(gradient: Tensor, samples: int) -> SampleAxis | None:
             if size % samples == 0 and not axis.apart(gradient, samples)[1:].any():
                 return axis
     return None
+
+
+def per_sample(values: Tensor, samples: int) -> Tensor:
+    """Sums over each sample, float64 [samples].
+
+    Samples are taken to run along the first dimension, alone or slower than what is folded with them (heads, tokens).
+    Where its size doesn't allow that, the total is spread evenly: a product of means then stands for a mean of
+    products.
+    """
+    if values.ndim and values.shape[0] % samples == 0:
+        return values.double().reshape(samples, -1).sum(1)
+    return (values.double().sum() / samples).expand(samples)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.losses import Loss
+from amq_onnx.curvature.sample_axis import per_sample
 from amq_onnx.model.heads import Head
-from amq_onnx.traces import per_sample
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from torch import Tensor
 from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.losses import Loss
+from amq_onnx.curvature.sample_axis import per_sample
+from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head
-from amq_onnx.traces import DifferentiableForward, per_sample
 from amq_onnx.tuning.block_data import BlockData, Chunk
 from amq_onnx.tuning.block_rounding import RoundedBlock, round_block
 from amq_onnx.tuning.blocks import Block, find_blocks

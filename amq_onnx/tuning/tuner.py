@@ -12,10 +12,10 @@ from amq_onnx.calibration import Progress
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.head_losses import losses_on
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head, heads_with, weighed
 from amq_onnx.rewriting import with_initializers
-from amq_onnx.traces import losses_on
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
 from amq_onnx.tuning.processes import Processes

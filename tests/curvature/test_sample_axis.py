@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amq_onnx.curvature.sample_axis import SampleAxis, find_sample_axis
+from amq_onnx.curvature.sample_axis import SampleAxis, find_sample_axis, per_sample
 
 SAMPLES, TOKENS, WIDTH = 3, 4, 2
 
@@ -33,3 +33,18 @@ def test_none_where_samples_mix_or_nothing_is_known():
     assert find_sample_axis(torch.ones(SAMPLES, 5), SAMPLES) is None
     assert find_sample_axis(torch.zeros(SAMPLES, 5), SAMPLES) is None
     assert find_sample_axis(torch.tensor(1.0), SAMPLES) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "sums"),
+    [
+        ("front", [0, TOKENS * WIDTH, 2 * TOKENS * WIDTH]),
+        ("outer", [0, TOKENS * WIDTH, 2 * TOKENS * WIDTH]),
+        ("middle", [TOKENS * WIDTH] * SAMPLES),  # of 4 tokens in front, which 3 samples can't share out
+        ("vector", [0, 1, 2]),
+    ],
+)
+def test_sums_of_each_sample_or_the_total_spread_evenly(kind, sums):
+    found = per_sample(folded(kind)[0], SAMPLES)
+    assert found.dtype == torch.float64
+    assert found.tolist() == sums
