@@ -121,10 +121,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _other_rounding(result: Result) -> str | None:
-    """What is wrong with a table whose losses are of another rounding than the file's weights have."""
+    """What to remark on a table whose losses are of another rounding than the file's weights have."""
     table = result.sensitivity
     if table.rounding == "learned" and result.tuned is None:
-        return "expects learned rounding, and none was learned: measure it with --rounding nearest for better widths"
+        return "expects learned rounding, and none was learned: measure it again with --rounding nearest"
     if table.rounding == "nearest" and result.tuned is not None and table.method in get_args(LossMethod):
-        return "has losses of rounding to nearest, and rounding was learned: --rounding learned gives better widths"
+        return "has losses of rounding to nearest, and rounding was learned: measure it again with --rounding learned"
     return None
