@@ -27,7 +27,7 @@ from amq_onnx.range_curvature import weigh_histograms
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
-from amq_onnx.site_losses import LossMethod, SiteLosses, measure_losses
+from amq_onnx.site_losses import LOSS_METHODS, LossMethod, SiteLosses, measure_losses
 from amq_onnx.site_perturbations import perturbations
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 from amq_onnx.traces import Method as TraceMethod
@@ -169,7 +169,7 @@ class _Measurement:
             self.encodings[site.name] = found
             if weighing is not None:
                 self.scales[site.name] = _as_written(found)
-            if options.method in get_args(LossMethod):
+            if options.method in LOSS_METHODS:
                 learning = error if options.learns else None
                 self.rounded[site.name] = rounded_weight(values, site.axis, found.encodings, learning)
             if progress is not None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from amq_onnx.errors import UsageError
 from amq_onnx.quantizer.encoding import RangeMethod
 from amq_onnx.sensitivity import Rounding
-from amq_onnx.site_losses import LossMethod
+from amq_onnx.site_losses import LOSS_METHODS
 
 Method = Literal["hybrid", "quadratic", "measured", "gauss-newton", "hessian", "eigenvalue", "norm"]
 """How sensitivity is measured: see `measure_losses` for the first three, `measure_traces` for the next two. The others
@@ -49,7 +49,7 @@ class SensitivityOptions:
         Raises UsageError where losses of learned rounding were asked of a method that measures none.
         """
         if self.rounding == "learned" and not self.learns:
-            named = ", ".join(get_args(LossMethod))
+            named = ", ".join(LOSS_METHODS)
             raise UsageError(
                 f"--rounding learned is for losses that are measured, and {self.method} measures none: use "
                 f"--sensitivity {named}, or leave out --rounding"
@@ -59,7 +59,7 @@ class SensitivityOptions:
     @property
     def learns(self) -> bool:
         """Whether losses are those of learned rounding."""
-        return self.rounding == "learned" and self.method in get_args(LossMethod)
+        return self.rounding == "learned" and self.method in LOSS_METHODS
 
     @property
     def weighs(self) -> bool:

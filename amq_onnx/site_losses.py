@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.quadratic_form import quadratic_draws
-from amq_onnx.curvature.sample_axis import SampleAxis, find_sample_axis
+from amq_onnx.curvature.sample_axis import SampleAxis, sample_axes
 from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.curvature.statistics import ratio_estimate, sum_with_error
 from amq_onnx.differentiable_forward import DifferentiableForward
@@ -25,6 +25,8 @@ from amq_onnx.model.heads import Head
 from amq_onnx.perturbation import Perturbation
 
 LossMethod = Literal["hybrid", "quadratic", "measured"]
+LOSS_METHODS: tuple[str, ...] = get_args(LossMethod)
+"""Those that measure losses, where others put a trace and an error together."""
 Entry = tuple[str, int]
 """A site and a width."""
 
@@ -141,7 +143,7 @@ class _Work:
             scores, points = [found[name] for name in self.scores], [found[name] for name in names]
             count = self.data.count(batch)
             if axes is None:
-                axes = dict(zip(names, _sample_axes(scores, points, count), strict=True))
+                axes = dict(zip(names, sample_axes(scores, points, count), strict=True))
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, 0, unit))
             weights = self._weights(samples, count, scores)
             gradients = dict(zip(names, probe_gradients(scores, self.losses, points, generator, weights), strict=True))
@@ -213,19 +215,3 @@ class _Work:
     def _tell(self, step: str, samples: int) -> None:
         if self.progress is not None:
             self.progress(step, samples, len(self.weights))
-
-
-def _sample_axes(scores: Sequence[Tensor], points: Sequence[Tensor], samples: int) -> list[SampleAxis | None]:
-    """Where each tensor counts samples: all but the first sample's part of a gradient of its scores is zero."""
-    if any(len(score) != samples for score in scores):
-        return [None] * len(points)
-    pulled = []
-    for score in scores:
-        vector = torch.zeros_like(score)
-        generator = torch.Generator().manual_seed(0)
-        vector[0] = torch.rand(score.shape[1:], generator=generator).add_(0.5).to(score)
-        pulled.append(vector)
-    gradients = torch.autograd.grad(
-        list(scores), list(points), grad_outputs=pulled, retain_graph=True, allow_unused=True
-    )
-    return [None if gradient is None else find_sample_axis(gradient, samples) for gradient in gradients]

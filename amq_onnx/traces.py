@@ -15,7 +15,7 @@ from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.hutchinson import probe_products
 from amq_onnx.curvature.losses import Loss
-from amq_onnx.curvature.sample_axis import per_sample
+from amq_onnx.curvature.sample_axis import SampleAxis, per_sample, sample_axes
 from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.curvature.statistics import UnitMeans
 from amq_onnx.differentiable_forward import DifferentiableForward
@@ -151,6 +151,7 @@ class _Sweep:
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, dict[int, Tensor]] = {name: {} for name in weights}
         self.activation_means = {name: UnitMeans() for name in activations}
+        self.sample_axes: dict[str, SampleAxis | None] | None = None  # of the activations; told from the first batch
         self.elements: dict[str, int] = {}
         self.errors: dict[str, dict[int, list[float]]] = {
             name: {bits: [] for bits in encodings} for name, encodings in activations.items()
@@ -167,10 +168,13 @@ class _Sweep:
         found = self.forward(tensors(batch, self.executor), {**self.leaves, **biases})
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
+        if self.sample_axes is None:
+            points = [found[name] for name in self.activations]
+            self.sample_axes = dict(zip(self.activations, sample_axes(scores, points, samples), strict=True))
         if self._first:
             self._probes.append(0)
             self._units += [unit] * samples
-            self._measure_perturbations(found, samples)
+            self._measure_perturbations(found, self.sample_axes, samples)
         probe = self._probes[unit]
         for draw in range(draws):
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, probe + draw, unit))
@@ -179,7 +183,7 @@ class _Sweep:
                     self._add_weight(list(self.leaves)[index], unit, product)
                 else:
                     name = list(self.activations)[index - len(self.leaves)]
-                    parts = per_sample(product, samples)
+                    parts = per_sample(product, samples, self.sample_axes[name])
                     for offset, value in enumerate(parts.tolist()):
                         self.activation_means[name].add(self.samples + offset, value)
         self._probes[unit] += draws
@@ -286,11 +290,13 @@ class _Sweep:
         held = self.channel_sums[name].get(unit)
         self.channel_sums[name][unit] = per_channel if held is None else held + per_channel
 
-    def _measure_perturbations(self, found: Mapping[str, Tensor], samples: int) -> None:
+    def _measure_perturbations(
+        self, found: Mapping[str, Tensor], axes: Mapping[str, SampleAxis | None], samples: int
+    ) -> None:
         with torch.no_grad():
             for name, encodings in self.activations.items():
                 value = found[name].detach()
                 self.elements[name] = max(1, value.numel() // samples)
                 for bits, encoding in encodings.items():
                     error = round_trip(value, encoding).sub_(value).square_()
-                    self.errors[name][bits] += per_sample(error, samples).tolist()
+                    self.errors[name][bits] += per_sample(error, samples, axes[name]).tolist()

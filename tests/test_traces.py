@@ -146,6 +146,37 @@ def test_perturbations_of_activations_are_the_brute_force_means(method):
             assert ours != pytest.approx(found.activations[name].mean * errors.mean(), rel=1e-6)
 
 
+def test_samples_may_run_along_any_dimension_of_an_activation():
+    """A recurrent network computes with time in front; its samples are paired with their own errors all the same."""
+    steps, found = 2, {}
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((6, steps, 3)).astype(np.float32) * np.linspace(0.2, 2, 6, dtype=np.float32)[:, None, None]
+    constants = {"w1": rng.standard_normal((3, 4)).astype(np.float32), "w2": rng.standard_normal((8, 3)), "s": [-1, 8]}
+    constants = {name: np.asarray(value, np.int64 if name == "s" else np.float32) for name, value in constants.items()}
+    for order in ([1, 0, 2], [0, 1, 2]):
+        nodes = [
+            node("Transpose", "x", "t", perm=order),
+            node("MatMul", "t w1", "h"),
+            node("Tanh", "h", "a"),
+            node("Transpose", "a", "b", perm=order),
+            node("Reshape", "b s", "r"),
+            node("MatMul", "r w2", "y"),
+        ]
+        proto = model(nodes, {"x": ["n", steps, 3]}, {"y": None}, constants)
+        data = Dataset(lambda: [{"x": x}], input_specs(proto), "the data")
+        encodings = {name: {2: activation_encoding(-2.0, 2.0, 2)} for name in ("h", "a")}
+        found[tuple(order)] = measure_traces(
+            *(Executor(proto, dtype=torch.float64), data, {"w2": 1}, encodings),
+            *([Head("y", "softmax", -1, "y", "")], [SoftmaxLoss()]),
+            relative_error=0.0,
+            max_probes=8,
+            batch_size=steps,
+        ).activations
+    for name, trace in found[0, 1, 2].items():
+        assert found[1, 0, 2][name].trace == pytest.approx(trace.trace, rel=1e-9)
+        assert found[1, 0, 2][name].perturbation[2] == pytest.approx(trace.perturbation[2], rel=1e-9)
+
+
 def test_probing_stops_once_every_error_is_small_enough():
     setting = Setting()
     loose = setting.measure(relative_error=0.5)

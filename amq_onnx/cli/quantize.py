@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
 from amq_onnx.cli import console, options
 from amq_onnx.cli.reporting import write_report
@@ -17,7 +16,7 @@ from amq_onnx.report import require_plotly
 from amq_onnx.result import Result
 from amq_onnx.runtime.session import PROVIDERS, silence_runtime
 from amq_onnx.runtime.verification import check_gate
-from amq_onnx.site_losses import LossMethod
+from amq_onnx.site_losses import LOSS_METHODS
 from amq_onnx.tuning.processes import is_first
 
 _RANDOM = "measured on random inputs: sizes and latency mean something, accuracy doesn't"
@@ -125,6 +124,6 @@ def _other_rounding(result: Result) -> str | None:
     table = result.sensitivity
     if table.rounding == "learned" and result.tuned is None:
         return "expects learned rounding, and none was learned: measure it again with --rounding nearest"
-    if table.rounding == "nearest" and result.tuned is not None and table.method in get_args(LossMethod):
+    if table.rounding == "nearest" and result.tuned is not None and table.method in LOSS_METHODS:
         return "has losses of rounding to nearest, and rounding was learned: measure it again with --rounding learned"
     return None

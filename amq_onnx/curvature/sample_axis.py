@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -40,13 +42,34 @@ def find_sample_axis(gradient: Tensor, samples: int) -> SampleAxis | None:
     return None
 
 
-def per_sample(values: Tensor, samples: int) -> Tensor:
+def sample_axes(scores: Sequence[Tensor], points: Sequence[Tensor], samples: int) -> list[SampleAxis | None]:
+    """Where each of `points`, which `scores` [samples, ...] were computed from with gradients, counts samples.
+
+    One backward pass, from the first sample's scores. None where scores don't run over the samples in front.
+    """
+    if not points or any(not score.ndim or len(score) != samples for score in scores):
+        return [None] * len(points)
+    pulled = []
+    for score in scores:
+        vector = torch.zeros_like(score)
+        generator = torch.Generator().manual_seed(0)
+        vector[0] = torch.rand(score.shape[1:], generator=generator).add_(0.5).to(score)
+        pulled.append(vector)
+    gradients = torch.autograd.grad(
+        list(scores), list(points), grad_outputs=pulled, retain_graph=True, allow_unused=True
+    )
+    return [None if gradient is None else find_sample_axis(gradient, samples) for gradient in gradients]
+
+
+def per_sample(values: Tensor, samples: int, axis: SampleAxis | None = None) -> Tensor:
     """Sums over each sample, float64 [samples].
 
-    Samples are taken to run along the first dimension, alone or slower than what is folded with them (heads, tokens).
-    Where its size doesn't allow that, the total is spread evenly: a product of means then stands for a mean of
-    products.
+    Without an `axis` samples are taken to run along the first dimension, alone or slower than what is folded with them
+    (heads, tokens). Where its size doesn't allow that, the total is spread evenly: a product of means then stands for a
+    mean of products.
     """
+    if axis is not None and values.shape[axis.dimension] % samples == 0:
+        return axis.apart(values.double(), samples).reshape(samples, -1).sum(1)
     if values.ndim and values.shape[0] % samples == 0:
         return values.double().reshape(samples, -1).sum(1)
     return (values.double().sum() / samples).expand(samples)
