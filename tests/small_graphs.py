@@ -5,7 +5,11 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from amq_onnx.passes.base import run
+from amq_onnx.quantizer.encoding import Encoding
+
 rng = np.random.default_rng(7)
+IMAGE = {"x": ["n", 3, 6, 6]}
 
 
 def f(*shape):
@@ -78,3 +82,20 @@ def assert_same_outputs(one, other, feeds, tolerance=0.0):
 
 def initializer_bytes(proto, names):
     return sum(len(tensor.raw_data) for tensor in proto.graph.initializer if tensor.name in names)
+
+
+def assert_rewrites(rewrite, before, expected, feeds=None, tolerance=0.0):
+    """The operators afterwards, the same outputs, and nothing to do for a second run; returns the model."""
+    after = run(before, [rewrite])
+    assert operators(after) == expected
+    assert_same_outputs(before, after, feeds or {"x": f(2, 3, 6, 6)}, tolerance)
+    assert run(after, [rewrite]) is after
+    return after
+
+
+def assert_left_alone(rewrite, before):
+    assert run(before, [rewrite]) is before
+
+
+def encoded(bits=8, signed=False, scale=0.05, zero=0, axis=None):
+    return Encoding(bits, signed, np.asarray(scale, np.float32), zero, axis)

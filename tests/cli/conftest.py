@@ -27,6 +27,31 @@ def amq(capfd):
     return run
 
 
+@pytest.fixture
+def refused(amq, tmp_path):
+    """Runs a command that must fail; gives its one sentence. Everything is in tmp_path, which must not change."""
+
+    def run(*arguments, code=2, names=()):
+        before = networks.listing(tmp_path)
+        ran = amq(*arguments)
+        lines = [line for line in ran.err.splitlines() if not line.endswith(" ...")]
+        assert ran.code == code, ran.err
+        assert len(lines) == 1, ran.err
+        assert lines[0].startswith(f"amq {arguments[0]}: "), lines[0]
+        assert "Traceback" not in ran.err
+        for name in names if isinstance(names, (list, tuple)) else [names]:
+            assert str(name) in lines[0], lines[0]
+        assert networks.listing(tmp_path) == before
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.onnx"
+
+
 @pytest.fixture(scope="session")
 def case(tmp_path_factory):
     """A model, its data with the labels that the float model gives, and a sensitivity table, all files."""

@@ -1,0 +1,191 @@
+"""Graphs, brought to one form: operators afterwards, the same outputs in onnxruntime, what stays."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from small_graphs import (
+    IMAGE,
+    assert_left_alone,
+    assert_rewrites,
+    assert_same_outputs,
+    f,
+    infos,
+    initializers,
+    model,
+    node,
+    operators,
+)
+
+from amq_onnx.errors import ModelError
+from amq_onnx.passes.base import run
+from amq_onnx.passes.normalize import (
+    ConstantsToInitializers,
+    DropIdentities,
+    FoldConstants,
+    MeansToPooling,
+    require_float,
+)
+
+
+def constant(name, **value):
+    return helper.make_node("Constant", [], [name], **value)
+
+
+class TestConstantsToInitializers:
+    def test_every_kind_of_constant_becomes_an_initializer(self):
+        nodes = [
+            constant("w", value=numpy_helper.from_array(f(6, 4))),
+            constant("b", value_floats=[1.0, -2.0, 3.0, 0.5]),
+            constant("scale", value_float=0.5),
+            constant("shape", value_ints=[-1, 2]),
+            constant("axis", value_int=1),
+            node("Gemm", "x w b", "g"),
+            node("Mul", "g scale", "m"),
+            node("Reshape", "m shape", "r"),
+            node("CumSum", "r axis", "y"),
+        ]
+        before = model(nodes, {"x": ["n", 6]}, {"y": None})
+        after = assert_rewrites(ConstantsToInitializers(), before, ["Gemm", "Mul", "Reshape", "CumSum"], {"x": f(3, 6)})
+        kept = initializers(after)
+        assert set(kept) == {"w", "b", "scale", "shape", "axis"}
+        assert (kept["b"].dtype, kept["scale"].shape, kept["shape"].dtype) == (np.float32, (), np.int64)
+
+    def test_a_constant_that_is_an_output_stays(self):
+        nodes = [constant("y", value_floats=[1.0, 2.0]), node("Relu", "x", "z")]
+        assert_left_alone(ConstantsToInitializers(), model(nodes, {"x": [2]}, {"y": [2], "z": [2]}))
+
+    def test_strings_stay(self):
+        nodes = [constant("s", value_strings=["a", "b"]), node("Identity", "s", "t"), node("Relu", "x", "y")]
+        before = model(nodes, {"x": [2]}, {"y": [2], "t": (TensorProto.STRING, [2])})
+        assert_left_alone(ConstantsToInitializers(), before)
+
+
+class TestDropIdentities:
+    def test_identity_chains_and_dropout_vanish(self):
+        nodes = [
+            node("Identity", "w", "w1"),
+            node("Identity", "w1", "w2"),
+            node("Conv", "x w2", "c"),
+            node("Dropout", "c ratio", "d mask"),
+            node("Identity", "d", "e"),
+            node("Relu", "e", "p"),
+            node("Neg", "e", "q"),
+            node("Add", "p q", "y"),
+        ]
+        before = model(nodes, IMAGE, {"y": None}, {"w": f(4, 3, 3, 3), "ratio": np.float32(0.5)})
+        assert_rewrites(DropIdentities(), before, ["Conv", "Relu", "Neg", "Add"])
+
+    def test_graph_outputs_used_masks_and_training_stay(self):
+        nodes = [
+            node("Identity", "x", "y"),
+            node("Dropout", "x", "d mask"),
+            node("Where", "mask d x", "z"),
+            node("Dropout", "x ratio train", "t"),
+            node("Relu", "t", "u"),
+        ]
+        constants = {"ratio": np.float32(0.0), "train": np.array(True)}
+        assert_left_alone(DropIdentities(), model(nodes, {"x": [4]}, {"y": [4], "z": [4], "u": [4]}, constants))
+
+    def test_readers_in_a_subgraph_still_find_their_tensor(self):
+        branches = {
+            f"{name}_branch": helper.make_graph(
+                [helper.make_node(op, ["i"], [f"{name}_out"])], name, [], infos({f"{name}_out": None})
+            )
+            for name, op in (("then", "Neg"), ("else", "Abs"))
+        }
+        nodes = [
+            node("Identity", "x", "i"),
+            node("ReduceSum", "x", "s", keepdims=0),
+            node("Greater", "s zero", "c"),
+            helper.make_node("If", ["c"], ["y"], **branches),
+        ]
+        before = model(nodes, {"x": [4]}, {"y": None}, {"zero": np.float32(0)})
+        after = run(before, [DropIdentities()])
+        for sign in (1, -1):
+            assert_same_outputs(before, after, {"x": np.full(4, sign, np.float32)})
+
+
+class TestMeansToPooling:
+    @pytest.mark.parametrize("opset", [13, 18])
+    @pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+    @pytest.mark.parametrize("keep", [0, 1])
+    def test_a_mean_over_all_pixels_becomes_pooling(self, opset, axes, keep):
+        if opset < 18:
+            nodes, constants = [node("ReduceMean", "x", "y", axes=axes, keepdims=keep)], {}
+        else:
+            nodes, constants = [node("ReduceMean", "x axes", "y", keepdims=keep)], {"axes": np.array(axes)}
+        before = model(nodes, IMAGE, {"y": None}, constants, opset)
+        expected = ["GlobalAveragePool"] if keep else ["GlobalAveragePool", "Flatten"]
+        assert_rewrites(MeansToPooling(), before, expected, tolerance=1e-6)
+
+    def test_a_sequence_of_one_dimension(self):
+        before = model([node("ReduceMean", "x", "y", axes=[2], keepdims=0)], {"x": [2, 3, 5]}, {"y": None}, opset=13)
+        expected = ["GlobalAveragePool", "Flatten"]
+        assert_rewrites(MeansToPooling(), before, expected, {"x": f(2, 3, 5)}, tolerance=1e-6)
+
+    @pytest.mark.parametrize(
+        ("shape", "axes"),
+        [(["n", 3, 6, 6], [1]), (["n", 3, 6, 6], [2]), (["n", 3, 6, 6], [1, 2, 3]), (["n", 6], [1])],
+    )
+    def test_other_means_stay(self, shape, axes):
+        before = model([node("ReduceMean", "x", "y", axes=axes)], {"x": shape}, {"y": None}, opset=13)
+        assert_left_alone(MeansToPooling(), before)
+
+    def test_a_mean_of_a_tensor_whose_rank_is_not_known_stays(self):
+        before = model(
+            [node("Relu", "x", "a"), node("ReduceMean", "a", "y", axes=[2, 3])], IMAGE, {"y": None}, opset=13
+        )
+        assert_left_alone(MeansToPooling(), before)
+
+    def test_a_mean_over_axes_that_are_computed_stays(self):
+        before = model(
+            [node("ReduceMean", "x axes", "y")],
+            {**IMAGE, "axes": (TensorProto.INT64, [2])},
+            {"y": ["n", 1, None, None]},
+        )
+        assert_left_alone(MeansToPooling(), before)
+
+
+class TestFoldConstants:
+    def test_a_transposed_and_scaled_weight_is_computed(self):
+        nodes = [
+            node("Transpose", "w", "t", perm=[1, 0]),
+            node("Mul", "t s", "v"),
+            node("MatMul", "x v", "y"),
+        ]
+        weights = {"w": f(4, 6), "s": np.float32(0.3)}
+        before = model(nodes, {"x": ["n", 6]}, {"y": None}, weights)
+        after = assert_rewrites(FoldConstants(), before, ["MatMul"], {"x": f(2, 6)})
+        np.testing.assert_array_equal(initializers(after)["v"], weights["w"].T * weights["s"])
+
+    def test_what_depends_on_an_input_stays(self):
+        nodes = [node("Mul", "x s", "v"), node("Neg", "v", "y")]
+        assert_left_alone(FoldConstants(), model(nodes, {"x": [3]}, {"y": [3]}, {"s": np.float32(2)}))
+
+    def test_the_shape_of_a_free_dimension_is_not_frozen(self):
+        nodes = [node("Shape", "x", "s"), node("ConstantOfShape", "s", "z"), node("Add", "x z", "y")]
+        before = model(nodes, {"x": ["n", 3]}, {"y": None})
+        after = run(before, [FoldConstants()])
+        for count in (1, 4):
+            assert_same_outputs(before, after, {"x": f(count, 3)})
+
+    def test_a_result_that_would_bloat_the_file_stays_computed(self):
+        nodes = [node("Expand", "one shape", "big"), node("Add", "x big", "y")]
+        constants = {"one": np.float32(1), "shape": np.array([17_000_000])}  # 68 MB
+        after = run(model(nodes, {"x": [1]}, {"y": None}, constants), [FoldConstants()])
+        assert operators(after) == ["Expand", "Add"]
+        assert after.ByteSize() < 1000
+
+
+class TestRequireFloat:
+    @pytest.mark.parametrize("quantized", ["QuantizeLinear", "MatMulInteger", "QLinearConv"])
+    def test_quantized_models_are_refused_with_the_node(self, quantized):
+        proto = onnx.ModelProto()
+        proto.graph.node.append(helper.make_node("Relu", ["a"], ["b"]))
+        proto.graph.node.append(helper.make_node(quantized, ["b"], ["c"], name="culprit"))
+        with pytest.raises(ModelError, match=f"'culprit' is a {quantized}"):
+            require_float(proto)
+
+    def test_float_models_pass(self):
+        require_float(model([node("Relu", "x", "y")], {"x": [1]}, {"y": [1]}))

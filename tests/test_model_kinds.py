@@ -1,0 +1,244 @@
+"""quantize() on models of all kinds."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from cli.networks import build, conv_constants, conv_net, conv_nodes, images, node, noise, save, scaled
+from onnx import TensorProto, helper, numpy_helper
+from quantized_files import FAST, quantized, relative_noise
+
+from amq_onnx.compiler import Compiler
+from amq_onnx.measurement import measure_sensitivity
+from amq_onnx.measurement_options import METHODS
+from amq_onnx.model.data import Dataset, open_data, random_data
+from amq_onnx.model.file import model_bytes
+from amq_onnx.model.inputs import input_specs
+from amq_onnx.pipeline import quantize
+from amq_onnx.rewriting import prepare
+
+
+def converted(opset):
+    """conv_net as an exporter of old wrote it: opset 9 or 11, initializers among the inputs, format 4."""
+    model = conv_net(opset=opset)
+    model.ir_version = 4
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return model
+
+
+def constant_nodes():
+    constants = conv_constants()
+    nodes = [
+        helper.make_node("Constant", [], [name], name=f"make_{name}", value=numpy_helper.from_array(value, name))
+        for name, value in constants.items()
+    ]
+    return build([*nodes, *conv_nodes()], {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]})
+
+
+def batch_norm():
+    nodes = conv_nodes()
+    nodes[0].output[0] = "raw"
+    nodes.insert(1, node("BatchNormalization", "raw gain shift mean variance", "c1"))
+    more = {"gain": 1 + noise(21, 16) / 4, "shift": noise(22, 16) / 4, "mean": noise(23, 16) / 4}
+    constants = conv_constants() | more | {"variance": 0.5 + noise(24, 16) ** 2}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, constants)
+
+
+def depthwise():
+    nodes = conv_nodes()
+    nodes[2:3] = [
+        node("Conv", "r1 wd bd", "d", group=16, pads=[1, 1, 1, 1]),
+        node("Relu", "d", "rd"),
+        node("Conv", "rd w2 b2", "c2"),
+    ]
+    constants = conv_constants() | {
+        "wd": scaled(31, 16, 1, 3, 3),
+        "bd": noise(32, 16) / 8,
+        "w2": scaled(33, 32, 16, 1, 1),
+    }
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, constants)
+
+
+def no_bias():
+    nodes = conv_nodes()
+    del nodes[0].input[2], nodes[2].input[2], nodes[-1].input[2]
+    constants = {name: value for name, value in conv_constants().items() if name[0] == "w"}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, constants)
+
+
+def matmul_and_add():
+    nodes = conv_nodes()
+    nodes[-1:] = [node("MatMul", "flat w3", "product"), node("Add", "product b3", "scores")]
+    constants = conv_constants() | {"w3": conv_constants()["w3"].T.copy()}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, constants)
+
+
+def shared_weight():
+    nodes = conv_nodes()
+    nodes[2:2] = [node("Conv", "r1 ws b1", "s1", pads=[1, 1, 1, 1]), node("Conv", "s1 ws b1", "s2", pads=[1, 1, 1, 1])]
+    nodes[4].input[0] = "s2"
+    constants = conv_constants() | {"ws": scaled(41, 16, 16, 3, 3)}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, constants)
+
+
+def softmax_at_the_end():
+    nodes = [*conv_nodes(), node("Softmax", "scores", "probabilities", axis=1)]
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"probabilities": ["n", 10]}, conv_constants())
+
+
+MODELS = {
+    "dynamic batch": (conv_net, 3),
+    "batch without a name": (lambda: conv_net(batch=None), 3),
+    "fixed batch of 1": (lambda: conv_net(batch=1), 3),
+    "fixed batch of 4": (lambda: conv_net(batch=4), 3),
+    "opset 9": (lambda: converted(9), 3),
+    "opset 11": (lambda: converted(11), 3),
+    "opset 13": (lambda: conv_net(opset=13), 3),
+    "opset 21": (lambda: conv_net(opset=21), 3),
+    "Constant nodes": (constant_nodes, 3),
+    "BatchNormalization": (batch_norm, 3),
+    "depthwise": (depthwise, 4),
+    "no bias": (no_bias, 3),
+    "MatMul and Add": (matmul_and_add, 3),
+    "one weight, two readers": (shared_weight, 4),
+    "Softmax at the end": (softmax_at_the_end, 3),
+}
+
+
+@pytest.mark.parametrize(("make", "weights"), MODELS.values(), ids=MODELS)
+def test_models_of_all_kinds(tmp_path, make, weights):
+    model = make()
+    np.savez(tmp_path / "d.npz", image=images())
+    path = save(model, tmp_path / "m.onnx")
+    data = open_data(str(tmp_path / "d.npz"), model)
+    result = quantize(path, data, size=0.6, output=tmp_path / "o.onnx", bits=(4, 6, 8), options=FAST, tune="none")
+    written = onnx.load(tmp_path / "o.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    assert len(result.plan.weights) == weights
+    assert result.bytes == (tmp_path / "o.onnx").stat().st_size <= 0.6 * path.stat().st_size
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    assert [value.name for value in written.graph.input] == ["image"]
+    wanted_input = next(value for value in model.graph.input if value.name not in initializers)
+    assert written.graph.input[0].type == wanted_input.type
+    assert list(written.graph.output) == list(model.graph.output)
+    large = [t.name for t in written.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) > 100]
+    assert large == []
+    size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 32
+    noise_share = relative_noise(model, tmp_path / "o.onnx", {"image": images()[:size]}, model.graph.output[0].name)
+    assert noise_share < 0.02
+
+
+def test_weights_in_an_external_file(tmp_path):
+    inside, outside = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save_model(conv_net(), inside)
+    onnx.save_model(conv_net(), outside, save_as_external_data=True, location="out.data", size_threshold=0)
+    results = []
+    for path in (inside, outside):
+        data = random_data(conv_net(), 8, 0)
+        output = tmp_path / f"{path.stem}.q.onnx"
+        results.append(quantize(path, data, size="8KB", output=output, options=FAST, tune="none"))
+    assert (tmp_path / "in.q.onnx").read_bytes() == (tmp_path / "out.q.onnx").read_bytes()
+    total = outside.stat().st_size + (tmp_path / "out.data").stat().st_size
+    assert results[1].float_bytes == results[1].verification.float_bytes == total
+    assert results[0].float_bytes == inside.stat().st_size
+
+
+def test_what_the_owner_wrote_into_the_model_stays(tmp_path):
+    model = conv_net()
+    model.doc_string = "trained on Tuesday"
+    model.producer_name, model.producer_version, model.domain, model.model_version = "we", "3", "org.we", 7
+    model.metadata_props.add(key="labels", value="a,b,c")
+    model.graph.doc_string = "the graph"
+    model.graph.name = "digits"
+    model.graph.input[0].doc_string = "images in RGB"
+    model.graph.output[0].doc_string = "logits"
+    result = quantized(model, random_data(model, 8, 0), tmp_path)
+    written = onnx.load(tmp_path / "o.onnx")
+    assert written == result.model
+    for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
+        assert getattr(written, field) == getattr(model, field)
+    assert list(written.metadata_props) == list(model.metadata_props)
+    assert (written.graph.name, written.graph.doc_string) == ("digits", "the graph")
+    assert list(written.graph.input) == list(model.graph.input)
+    assert list(written.graph.output) == list(model.graph.output)
+
+
+def test_names_that_look_like_ours(tmp_path):
+    """A model whose names start with the stem that packed constants have."""
+    model = conv_net()
+    renamed = {"c1": "qw0", "r1": "qw0k", "w2": "qt4", "c2": "q", "image": "qqa0q", "b1": "qc15"}
+    for item in model.graph.node:
+        item.input[:] = [renamed.get(name, name) for name in item.input]
+        item.output[:] = [renamed.get(name, name) for name in item.output]
+    for value in (*model.graph.input, *model.graph.initializer):
+        value.name = renamed.get(value.name, value.name)
+    quantized(model, random_data(model, 8, 0), tmp_path)
+    assert relative_noise(model, tmp_path / "o.onnx", {"qqa0q": images()}, "scores") < 0.01
+
+
+def test_dead_nodes_and_unused_weights_take_no_bytes(tmp_path):
+    model = conv_net()
+    model.graph.initializer.append(numpy_helper.from_array(noise(1, 100, 100), "unused"))
+    model.graph.node.append(node("MatMul", "unused unused", "dead"))
+    result = quantized(model, random_data(model, 8, 0), tmp_path, size="12KB")
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    plain = quantized(conv_net(), random_data(conv_net(), 8, 0), clean, size="12KB")
+    assert result.bytes == plain.bytes
+    assert set(result.plan.weights) == set(plain.plan.weights)
+
+
+def test_an_input_called_labels(tmp_path):
+    nodes = [node("Gemm", "labels w b", "scores")]
+    model = build(nodes, {"labels": ["n", 16]}, {"scores": ["n", 96]}, {"w": scaled(1, 16, 96), "b": noise(2, 96)})
+    np.savez(tmp_path / "d.npz", labels=noise(3, 32, 16))
+    result = quantized(model, str(tmp_path / "d.npz"), tmp_path, size=0.9)
+    assert result.verification.quantized_score > 0.5
+
+
+def test_every_width_from_1_to_8(tmp_path):
+    model = conv_net()
+    table = measure_sensitivity(prepare(model), random_data(model, 16, 0), range(1, 9), (8,), FAST)
+    noises = []
+    for bits in range(1, 9):
+        plan = Compiler(prepare(model), table, (bits,), (8,)).best(10**6)
+        path = tmp_path / f"{bits}.onnx"
+        path.write_bytes(model_bytes(plan.model))
+        assert set(plan.plan.weights.values()) == {bits}
+        noises.append(relative_noise(model, path, {"image": images()}, "scores"))
+    assert noises == sorted(noises, reverse=True)
+    assert noises[0] > 0.1
+    assert noises[-1] < 1e-3
+
+
+def branches():
+    """If(c): x a, else x b; then w."""
+
+    def branch(name, weight):
+        held = helper.make_tensor(weight, TensorProto.FLOAT, [4, 4], noise(len(weight), 4, 4).ravel().tolist())
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([node("MatMul", f"x {weight}", name)], name, [], [output], [held])
+
+    chosen = helper.make_node("If", ["c"], ["m"], then_branch=branch("t", "a"), else_branch=branch("e", "bb"))
+    nodes = [chosen, node("MatMul", "m w", "y")]
+    inputs = {"x": ["n", 4], "c": (TensorProto.BOOL, [])}
+    return build(nodes, inputs, {"y": ["n", 3]}, {"w": noise(9, 4, 3)})
+
+
+# A Hessian would need labels; the norm looks at no output.
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("hessian", "norm")])
+def test_a_branch_that_no_sample_takes_stays_float_with_the_reason(method):
+    model = branches()
+    prepared = prepare(model)
+    batches = [{"x": noise(seed, 6, 4), "c": np.array(seed == 1)} for seed in (1, 2)]
+    found = {}
+    for count in (1, 2):
+        data = Dataset(lambda count=count: batches[:count], input_specs(model), "the data")
+        found[count] = measure_sensitivity(prepared, data, (4,), (8,), replace(FAST, method=method))
+    assert set(found[2].weights) == {"a", "bb", "w"}
+    assert set(found[1].weights) == {"a", "w"}
+    assert "a branch never taken" in found[1].left_float["bb"]
+    plan = Compiler(prepared, found[1], (4,), (8,)).best(10**6).plan
+    assert set(plan.weights) == {"a", "w"}
