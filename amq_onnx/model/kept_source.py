@@ -13,34 +13,43 @@ _KEPT_BYTES = 2**28
 
 
 class KeptSource:
-    """A source of a Dataset that is read again only where what it yields is too large to keep.
+    """A source of a Dataset that is read again only for what is too large to keep, or was not read before.
 
-    Kept is what a whole pass yielded, if it was nothing but arrays of numbers, of `most` bytes or fewer in all; copies,
-    since a script may fill one buffer again and again.
+    Most passes stop early: --limit asks for the first samples of a large set, and a measurement for some of these. So
+    what a pass yields is kept as it comes, if it is nothing but arrays of numbers, and the next pass goes on behind it;
+    once it takes more than `most` bytes, nothing is kept any more. Kept are copies, since a script may fill one buffer
+    again and again. The source must yield the same in each pass.
     """
 
     def __init__(self, source: Callable[[], Iterable[Any]], most: int = _KEPT_BYTES) -> None:
         self.source = source
-        self.most = most
-        self.kept: list[dict[str, NDArray[Any]]] | None = None
+        self._left = most
+        self._kept: list[dict[str, NDArray[Any]]] | None = []
+        self._whole = False
 
     def __call__(self) -> Iterator[Any]:
         """One pass."""
-        if self.kept is not None:
-            yield from self.kept
+        yielded = 0
+        while self._kept is not None and yielded < len(self._kept):
+            yielded += 1
+            yield self._kept[yielded - 1]
+        if self._whole:
             return
-        held: list[dict[str, NDArray[Any]]] | None = []
-        left = self.most
-        for given in self.source():
-            if held is not None:
-                size = _bytes(given)
-                if size is None or size > left:
-                    held = None
-                else:
-                    left -= size
-                    held.append({name: array.copy() for name, array in given.items()})
-            yield given
-        self.kept = held
+        for number, given in enumerate(self.source()):
+            if number >= yielded:
+                self._keep(number, given)
+                yield given
+        self._whole = self._kept is not None
+
+    def _keep(self, number: int, given: Any) -> None:
+        if self._kept is None or number < len(self._kept):
+            return
+        size = _bytes(given)
+        if size is None or size > self._left:
+            self._kept = None
+        else:
+            self._left -= size
+            self._kept.append({name: array.copy() for name, array in given.items()})
 
 
 def _bytes(given: Any) -> int | None:

@@ -1,5 +1,7 @@
 """Data in memory: read once where they are small, and never other than the source yields them."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -34,16 +36,30 @@ def test_what_is_small_enough_is_read_once(most, passes):
     assert source.passes == passes
 
 
-def test_a_pass_that_stops_early_keeps_nothing():
+def test_what_passes_that_stop_early_have_read_is_not_read_again():
     source = Counted()
     kept = KeptSource(source)
-    next(kept())
-    assert firsts(kept()) == [0, 1, 2]
-    assert firsts(kept()) == [0, 1, 2]
+    for count in (1, 2, 2, 1):
+        assert firsts(itertools.islice(kept(), count)) == [0, 1, 2][:count]
     assert source.passes == 2
+    assert firsts(kept()) == [0, 1, 2]
+    assert firsts(kept()) == [0, 1, 2]
+    assert source.passes == 3
 
 
-def test_a_pass_that_fails_keeps_nothing():
+def test_passes_in_turns():
+    """Each is handed all of it, however far others have come; also what no longer fits in memory."""
+    for most in (48, 20):
+        kept = KeptSource(Counted(), most)
+        passes = [kept() for _ in range(3)]
+        found = [[] for _ in passes]
+        for number in (0, 1, 0, 0, 1, 2, 1, 2, 2):
+            found[number] += firsts([next(passes[number])])
+        assert found == [[0, 1, 2]] * 3
+        assert [next(each, None) for each in passes] == [None] * 3
+
+
+def test_a_pass_that_fails_keeps_what_it_had_read():
     passes = []
 
     def source():
@@ -51,11 +67,14 @@ def test_a_pass_that_fails_keeps_nothing():
         yield {"x": np.zeros(1)}
         if len(passes) == 1:
             raise OSError
+        yield {"x": np.ones(1)}
 
     kept = KeptSource(source)
     with pytest.raises(OSError):
         list(kept())
-    assert len(list(kept())) == 1
+    assert firsts(kept()) == [0, 1]
+    assert firsts(kept()) == [0, 1]
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("given", [3, {"x": [1.0]}, {"x": np.array([None])}], ids=["no dict", "a list", "objects"])
