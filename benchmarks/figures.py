@@ -49,6 +49,7 @@ def _resnet20() -> Path:
 
 
 _MIXED_ACTIVATIONS = ("--activation-bits", "3-8", "--activation-average", "5")
+_FOUR_ON_AVERAGE = ("--activation-bits", "2-8", "--activation-average", "4")
 _FOUR_BITS = ("--activation-bits", "4")
 _FULL = ("--tune", "full", "--tune-epochs", "14", "--augment", f"{_HERE / 'real_data.py'}:flips_and_shifts")
 CASES = (
@@ -58,6 +59,7 @@ CASES = (
         (
             *((size, ()) for size in (".145", ".115", ".10", ".085")),
             (".145", _FOUR_BITS),
+            (".145", _FOUR_ON_AVERAGE),
             (".145", _MIXED_ACTIVATIONS),
         ),
         _script("real_data.py:resnet20_calibration"),
