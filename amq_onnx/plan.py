@@ -128,7 +128,7 @@ class Plan:
                 if name not in known:
                     raise UsageError(f"the plan names {kind} '{name}', which the model doesn't have as one")
         found = {name: activation_encoding(*site.range, site.bits) for name, site in self.activations.items()}
-        biases = prepared.biases()
+        biases = prepared.biases
         for site in prepared.sites.weights:
             if site.name not in self.weights:
                 continue

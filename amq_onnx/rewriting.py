@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
@@ -24,6 +25,7 @@ from amq_onnx.passes.fold_affine import FoldAffine
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
+from amq_onnx.passes.kernels import INTEGER, biased
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
     DropIdentities,
@@ -117,14 +119,16 @@ class Prepared:
         """Layers that multiply with a site."""
         return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
 
+    @cached_property
     def biases(self) -> dict[str, list[tuple[str, np.ndarray]]]:
-        """By weight, of each node that reads it: the tensor that the node reads as data, and its constant bias."""
-        initializers = self._initializers
+        """By weight, of each node with an integer kernel that reads it: the tensor that the node reads as data, and its
+        constant bias."""
         found: dict[str, list[tuple[str, np.ndarray]]] = {}
-        for node in self.model.graph.node:
-            if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2] in initializers:
-                pair = node.input[0], numpy_helper.to_array(initializers[node.input[2]])
-                found.setdefault(node.input[1], []).append(pair)
+        for node in gs.import_onnx(self.model).nodes:
+            if (bias := biased(node)) is not None and bias[0].op in INTEGER:
+                product, place = bias
+                pair = product.inputs[0].name, np.asarray(node.inputs[place].values)
+                found.setdefault(product.inputs[1].name, []).append(pair)
         return found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 import onnx_graphsurgeon as gs
 
+# Operators that have integer kernels, and a constant weight as second input.
+INTEGER = frozenset({"Conv", "Gemm", "MatMul"})
 # Operators that the quantizer behind them absorbs: their input needs no encoding of its own.
 ABSORBED = frozenset({"Clip", "Relu"})
 # Operators that InsertQDQ bounds codes with.
@@ -18,7 +20,7 @@ def is_integer(node: gs.Node) -> bool:
     onnxruntime fuses DQ, DQ -> Conv -> Q into QLinearConv, and DQ, DQ -> MatMul into MatMulIntegerToFloat (Gemm
     into QGemm) whatever reads it. Without that, every DQ of a constant is computed anew at each run.
     """
-    if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in INTEGER or node.domain not in (None, "", "ai.onnx"):
         return False
     if not all(tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" for tensor in node.inputs[:2]):
         return False
@@ -26,6 +28,20 @@ def is_integer(node: gs.Node) -> bool:
         return True
     readers = behind_absorbed(node.outputs[0]).outputs
     return bool(readers) and all(reader.op == "QuantizeLinear" for reader in readers)
+
+
+def biased(node: gs.Node) -> tuple[gs.Node, int] | None:
+    """The Conv, Gemm or MatMul to whose products `node` adds a constant, itself or an Add behind a MatMul that alone
+    reads it, and which of `node`'s inputs that constant is. None where it adds none."""
+    if node.op in ("Conv", "ConvTranspose", "Gemm"):
+        return (node, 2) if len(node.inputs) > 2 and isinstance(node.inputs[2], gs.Constant) else None
+    if node.op != "Add":
+        return None
+    for place, other in ((1, node.inputs[0]), (0, node.inputs[1])):
+        made = other.inputs[0] if other.inputs else None
+        if isinstance(node.inputs[place], gs.Constant) and made is not None and made.op == "MatMul":
+            return (made, place) if len(other.outputs) == 1 else None
+    return None
 
 
 def behind_absorbed(tensor: gs.Tensor, stops: Collection[int] = ()) -> gs.Tensor:

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.model.activation_sites import ActivationSite, find_activations
 from amq_onnx.model.weight_sites import OPERATORS, find_weights
+from amq_onnx.passes.kernels import biased
 
 # Constants below this many elements are biases, shapes and bounds, which nobody asks about.
 _WORTH_A_REASON = 1024
@@ -114,10 +115,18 @@ def find_sites(model: onnx.ModelProto) -> Sites:
 
 
 def _others(graph: gs.Graph, known: Collection[str]) -> Iterable[tuple[str, str]]:
-    """Large float constants that no layer reads, and why they stay as they are."""
+    """Large float constants that no layer reads, as a weight or as a bias, and why they stay as they are."""
     for tensor in graph.tensors().values():
         if not isinstance(tensor, gs.Constant) or tensor.name in known or tensor.dtype != np.float32:
             continue
         if int(np.prod(tensor.shape, dtype=np.int64)) >= _WORTH_A_REASON:
+            if all(_is_bias(tensor, node, known) for node in tensor.outputs):
+                continue
             readers = ", ".join(sorted({node.op for node in tensor.outputs}))
             yield tensor.name, f"{readers} reads it, which is no layer with weights"
+
+
+def _is_bias(tensor: gs.Constant, reader: gs.Node, weights: Collection[str]) -> bool:
+    """Whether `reader` adds `tensor` to products with one of `weights`."""
+    found = biased(reader)
+    return found is not None and reader.inputs[found[1]] is tensor and found[0].inputs[1].name in weights

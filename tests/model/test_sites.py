@@ -138,6 +138,14 @@ class TestActivations:
         proto = model(nodes, {"x": ["n", 4]}, {"y": None}, {"w1": f(4, 4), "b": f(4), "w2": f(4, 4)})
         assert names(find_sites(proto)) == (["w1", "w2"], ["x", "s"])
 
+    def test_large_biases_of_layers_need_no_reason_and_other_constants_do(self):
+        nodes = [
+            *(node("MatMul", "x w1", "m"), node("Add", "m b1", "s"), node("Gemm", "s w2 b2", "g")),
+            node("Add", "g places", "y"),
+        ]
+        constants = {"w1": f(2, 1024), "b1": f(1024), "w2": f(1024, 1024), "b2": f(1024), "places": f(1024)}
+        assert set(find_sites(model(nodes, {"x": ["n", 2]}, {"y": None}, constants)).left_float) == {"places"}
+
     def test_the_bias_of_a_gemm_that_is_computed_is_no_site(self):
         proto = model(
             [node("Relu", "x", "r"), node("Gemm", "r w t", "y")],

@@ -35,6 +35,41 @@ class TestQuantizeBiases:
         assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)}, tolerance=1e-3)
         assert run(after, [QuantizeBiases()]) is after
 
+    @pytest.mark.parametrize("sizes", [["n", 3], ["n", 5, 3]])
+    @pytest.mark.parametrize("behind", [True, False])
+    def test_the_bias_that_an_add_adds_to_a_matmul(self, sizes, behind):
+        nodes = [node("MatMul", "x w", "m"), node("Add", "m b" if behind else "b m", "y")]
+        bias = f(4)
+        before = run(
+            model(nodes, {"x": sizes}, {"y": None}, {"w": f(3, 4), "b": bias}),
+            [InsertQDQ({"x": encoded(zero=128), "w": encoded(8, True, np.full(4, 0.02), axis=1)})],
+        )
+        after = run(before, [QuantizeBiases()])
+        stored = [value for value in initializers(after).values() if value.dtype == np.int32]
+        unit = np.float32(0.05) * np.full(4, 0.02, np.float32)
+        np.testing.assert_array_equal(stored, [np.rint(bias.astype(np.float64) / unit)])
+        assert_same_outputs(before, after, {"x": f(2, *sizes[1:])}, tolerance=1e-3)
+        assert run(after, [QuantizeBiases()]) is after
+
+    @pytest.mark.parametrize("case", ["read twice", "of activations", "not a vector", "not quantized"])
+    def test_other_constants_that_are_added_stay_float(self, case):
+        """As the mask of attention, which is added to products of activations."""
+        nodes = [node("MatMul", "x w" if case != "of activations" else "x z", "m"), node("Add", "m b", "y")]
+        inputs = {"x": ["n", 3]} | ({"z": [3, 4]} if case == "of activations" else {})
+        made = {"y": None}
+        if case == "read twice":
+            nodes.append(node("Neg", "m", "o"))
+            made["o"] = None
+        constants = {"w": f(3, 4), "b": f(1, 4) if case == "not a vector" else f(4)}
+        encodings = {"x": encoded(zero=128), "z": encoded(zero=128), "w": encoded(8, True, np.full(4, 0.02), axis=1)}
+        del encodings["w" if case == "of activations" else "z"]
+        if case == "not quantized":
+            del encodings["w"]
+        if case == "of activations":
+            del constants["w"]
+        before = run(model(nodes, inputs, made, constants), [InsertQDQ(encodings)])
+        assert_left_alone(QuantizeBiases(), before)
+
     def test_a_bias_too_large_for_int32_stays_float(self):
         assert_left_alone(QuantizeBiases(), self.conv(np.full(4, 1e9, np.float32)))
 

@@ -27,6 +27,14 @@ def convolution(data, weight, **attributes):
     return proto, {"x": f(*data)}
 
 
+def matrix_and_bias(*sizes):
+    """x [.., 6] -> MatMul -> Add -> Exp, with a bias in front or behind."""
+    nodes = [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("MatMul", "a v", "o"), node("Add", "c o", "s")]
+    constants = {"w": f(6, 4), "b": f(4), "v": f(4, 3) * np.float32(0.3), "c": f(3)}
+    proto = model([*nodes, node("Exp", "s", "y")], {"x": list(sizes)}, {"y": None}, constants)
+    return proto, {"x": f(*(2 if size == "n" else size for size in sizes))}
+
+
 def transposed_convolution():
     nodes = [node("ConvTranspose", "x w b", "c", strides=[2, 2], group=2), node("Sigmoid", "c", "y")]
     proto = model(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, {"w": f(4, 3, 2, 2), "b": f(6)})
@@ -113,6 +121,15 @@ KINDS = {
         QUANTIZED,
     ),
     "Conv, the last": (last_convolution, ["Conv"]),
+    "MatMul and Add": (lambda: matrix_and_bias("n", 6), ["QuantizeLinear", "QGemm", "QGemm", "Exp"]),
+    "MatMul and Add, of more dimensions": (
+        lambda: matrix_and_bias(2, 5, 6),
+        ["QuantizeLinear", *["Reshape", "QGemm", "Reshape"] * 2, "Exp"],
+    ),
+    "MatMul and Add, of free ones": (
+        lambda: matrix_and_bias("n", 5, 6),
+        ["QuantizeLinear", *["MatMulIntegerToFloat", "DequantizeLinear", "Add"] * 2, "QuantizeLinear", "Exp"],
+    ),
     "ConvTranspose": (transposed_convolution, ["ConvTranspose", "Sigmoid"]),
     "LSTM": (lambda: recurrent("LSTM", 4), ["LSTM", "Exp"]),
     "LSTM, bidirectional": (lambda: recurrent("LSTM", 4, "bidirectional"), ["LSTM", "Exp"]),
