@@ -127,7 +127,7 @@ class Prepared:
         for node in gs.import_onnx(self.model).nodes:
             if (bias := biased(node)) is not None and bias[0].op in INTEGER:
                 product, place = bias
-                pair = product.inputs[0].name, np.asarray(node.inputs[place].values)
+                pair = product.inputs[0].name, np.ravel(node.inputs[place].values)
                 found.setdefault(product.inputs[1].name, []).append(pair)
         return found
 

@@ -87,8 +87,8 @@ class QuantizeBiases(Pass):
     none). A MatMul and the Add behind it are made a Gemm before kernels are chosen: of matrices in all versions, of
     more dimensions, where all are known, since 1.21 (onnxruntime's MatMulAddFusion). With a float bias that Gemm is a
     float one that dequantizes its weight at every run, and a ViT-S takes 1.1 times the time of the float model; with an
-    int32 one it is a QGemm, and takes .45. Left float: a bias that isn't a constant vector over the output channels, or
-    one too large for int32 in that unit.
+    int32 one it is a QGemm, and takes .45. Left float: a bias that isn't a constant vector over the output channels,
+    alone or behind dimensions of 1, or one too large for int32 in that unit.
     """
 
     def __init__(self, stem: str = "amq_") -> None:
@@ -105,9 +105,9 @@ class QuantizeBiases(Pass):
             if found is None:
                 continue
             place, data_scale, weight_scale = found
-            bias = node.inputs[place]
+            bias = node.inputs[place].values.reshape(-1)
             unit = np.float32(data_scale.values) * weight_scale.values
-            codes = np.rint(bias.values.astype(np.float64) / unit)
+            codes = np.rint(bias.astype(np.float64) / unit)
             if np.abs(codes).max(initial=0.0) >= 2.0**31 - 1:
                 continue
             name = next(free)
@@ -172,12 +172,14 @@ def _biased(node: gs.Node) -> tuple[int, gs.Constant, gs.Constant] | None:
         return None
     if product.attrs.get("beta", 1.0) != 1.0 or product.attrs.get("alpha", 1.0) != 1.0:
         return None
-    bias = node.inputs[place]
+    bias = node.inputs[place].values
     data_scale, weight_scale = (tensor.inputs[0].inputs[1] for tensor in product.inputs[:2])
     if not isinstance(data_scale, gs.Constant) or not isinstance(weight_scale, gs.Constant):
         return None
-    if bias.values.dtype != np.float32 or bias.values.ndim != 1:
+    if bias.dtype != np.float32 or bias.ndim == 0 or bias.shape[-1] != bias.size:
         return None
-    if data_scale.values.ndim or (weight_scale.values.ndim and weight_scale.values.shape != bias.values.shape):
+    if bias.ndim > 1 and len(product.outputs[0].shape or ()) < bias.ndim:
+        return None  # the sum may have more dimensions than the product
+    if data_scale.values.ndim or (weight_scale.values.ndim and weight_scale.values.shape != (bias.size,)):
         return None
     return place, data_scale, weight_scale

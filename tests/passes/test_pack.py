@@ -1,6 +1,7 @@
 """Biases as integers: operators afterwards, the same outputs in onnxruntime, what stays."""
 
 import numpy as np
+import onnx
 import pytest
 from small_graphs import (
     IMAGE,
@@ -36,12 +37,13 @@ class TestQuantizeBiases:
         assert run(after, [QuantizeBiases()]) is after
 
     @pytest.mark.parametrize("sizes", [["n", 3], ["n", 5, 3]])
-    @pytest.mark.parametrize("behind", [True, False])
-    def test_the_bias_that_an_add_adds_to_a_matmul(self, sizes, behind):
+    @pytest.mark.parametrize(("behind", "shape"), [(True, (4,)), (False, (4,)), (True, (1, 4))])
+    def test_the_bias_that_an_add_adds_to_a_matmul(self, sizes, behind, shape):
         nodes = [node("MatMul", "x w", "m"), node("Add", "m b" if behind else "b m", "y")]
         bias = f(4)
+        made = model(nodes, {"x": sizes}, {"y": None}, {"w": f(3, 4), "b": bias.reshape(shape)})
         before = run(
-            model(nodes, {"x": sizes}, {"y": None}, {"w": f(3, 4), "b": bias}),
+            onnx.shape_inference.infer_shapes(made),
             [InsertQDQ({"x": encoded(zero=128), "w": encoded(8, True, np.full(4, 0.02), axis=1)})],
         )
         after = run(before, [QuantizeBiases()])
@@ -50,6 +52,13 @@ class TestQuantizeBiases:
         np.testing.assert_array_equal(stored, [np.rint(bias.astype(np.float64) / unit)])
         assert_same_outputs(before, after, {"x": f(2, *sizes[1:])}, tolerance=1e-3)
         assert run(after, [QuantizeBiases()]) is after
+
+    def test_an_add_that_adds_a_dimension_stays_float(self):
+        made = model(
+            [node("MatMul", "x w", "m"), node("Add", "m b", "y")], {"x": [3]}, {"y": None}, {"w": f(3, 4), "b": f(1, 4)}
+        )
+        encodings = {"x": encoded(zero=128), "w": encoded(8, True, np.full(4, 0.02), axis=1)}
+        assert_left_alone(QuantizeBiases(), run(onnx.shape_inference.infer_shapes(made), [InsertQDQ(encodings)]))
 
     @pytest.mark.parametrize("case", ["read twice", "of activations", "not a vector", "not quantized"])
     def test_other_constants_that_are_added_stay_float(self, case):
@@ -60,7 +69,7 @@ class TestQuantizeBiases:
         if case == "read twice":
             nodes.append(node("Neg", "m", "o"))
             made["o"] = None
-        constants = {"w": f(3, 4), "b": f(1, 4) if case == "not a vector" else f(4)}
+        constants = {"w": f(3, 4), "b": f(2, 4) if case == "not a vector" else f(4)}
         encodings = {"x": encoded(zero=128), "z": encoded(zero=128), "w": encoded(8, True, np.full(4, 0.02), axis=1)}
         del encodings["w" if case == "of activations" else "z"]
         if case == "not quantized":

@@ -28,9 +28,9 @@ def convolution(data, weight, **attributes):
 
 
 def matrix_and_bias(*sizes):
-    """x [.., 6] -> MatMul -> Add -> Exp, with a bias in front or behind."""
+    """x [.., 6] -> MatMul -> Add -> MatMul -> Add -> Exp: biases behind and in front, of one and of two dimensions."""
     nodes = [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("MatMul", "a v", "o"), node("Add", "c o", "s")]
-    constants = {"w": f(6, 4), "b": f(4), "v": f(4, 3) * np.float32(0.3), "c": f(3)}
+    constants = {"w": f(6, 4), "b": f(4), "v": f(4, 3) * np.float32(0.3), "c": f(1, 3)}
     proto = model([*nodes, node("Exp", "s", "y")], {"x": list(sizes)}, {"y": None}, constants)
     return proto, {"x": f(*(2 if size == "n" else size for size in sizes))}
 
