@@ -45,9 +45,9 @@ class Place:
     setting: str
     width: int
     share: float = 0.0
-    float_score: float = 0.0
     samples: int = 0
     cells: dict[str, Cell] = field(default_factory=lambda: defaultdict(Cell))
+    float_scores: list[float] = field(default_factory=list)
 
     def margin(self, first: str, second: str) -> tuple[float, float]:
         """How much `first` scores above `second`, in the mean over seeds, and what chance may do."""
@@ -73,7 +73,8 @@ def load() -> list[Place]:
                 (found["network"], found["setting"], number), Place(found["network"], found["setting"], number)
             )
             place.share = row["budget_bytes"] / found["float_bytes"]
-            place.float_score, place.samples = row["float_score"], row["samples"]
+            place.samples = row["samples"]
+            place.float_scores.append(row["float_score"])  # differs where a seed's network was trained again
             cell = place.cells[row["strategy"]]
             cell.scores.append(row["score"])
             cell.divergences.append(sum(value for value in row["divergence"].values() if value is not None))
@@ -249,7 +250,8 @@ def tables(places: Sequence[Place]) -> list[str]:
         lines.append("|---|---|---|" + "---|" * len(names))
         for place in sorted(rows, key=lambda place: (place.network, place.width)):
             cells = [_told(place.cells[name]) if name in place.cells else "" for name in names]
-            lines.append(f"| {place.network} | {place.share:.3f} | {place.float_score:.4f} | {' | '.join(cells)} |")
+            before = f"{_mean(place.float_scores):.4f}"
+            lines.append(f"| {place.network} | {place.share:.3f} | {before} | {' | '.join(cells)} |")
     return lines
 
 
