@@ -12,7 +12,7 @@ from amq_onnx.passes.kernels import ABSORBED, behind_absorbed
 from amq_onnx.passes.place import is_carrier
 
 # Operators that compute on codes where all they read and write is quantized.
-JOINS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+JOINS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
 
 
 @dataclass(frozen=True)

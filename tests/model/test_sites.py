@@ -153,10 +153,12 @@ class TestActivations:
         )  # fmt: skip
         assert names(find_sites(proto))[1] == ["r"]
 
-    def test_a_conv_writes_codes_even_where_nothing_else_reads_any(self):
+    @pytest.mark.parametrize(("gate", "quantized"), [("Tanh", "xcsk"), ("Sigmoid", "xcgsk"), ("LeakyRelu", "xcgsk")])
+    def test_a_conv_writes_codes_even_where_nothing_else_reads_any(self, gate, quantized):
+        """Tanh has no integer kernel; with one, the product of gate and gated has one as well."""
         nodes = [
             node("Conv", "x w1", "c", **SAME),
-            node("Sigmoid", "c", "g"),
+            node(gate, "c", "g"),
             node("Mul", "c g", "s"),
             node("Conv", "s w2", "r"),
             node("Clip", "r low high", "k"),
@@ -164,8 +166,13 @@ class TestActivations:
         ]
         constants = {**kernels("w1", "w2"), "low": np.float32(0), "high": np.float32(6)}
         sites = find_sites(model(nodes, IMAGE, {"y": None}, constants))
-        assert names(sites)[1] == ["x", "c", "s", "k"]
+        assert names(sites)[1] == list(quantized)
         assert [site.needs for site in sites.weights] == [(frozenset("xc"),), (frozenset("sk"),)]
+
+    @pytest.mark.parametrize("last", ["Sigmoid", "LeakyRelu"])
+    def test_what_only_floats_read_stays_float(self, last):
+        nodes = [node("Conv", "x w", "c"), node(last, "c", "y")]
+        assert names(find_sites(model(nodes, IMAGE, {"y": None}, kernels("w"))))[1] == ["x", "c"]
 
     @pytest.mark.parametrize(
         "last",

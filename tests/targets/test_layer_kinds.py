@@ -27,6 +27,14 @@ def convolution(data, weight, **attributes):
     return proto, {"x": f(*data)}
 
 
+def between_convolutions(*inner):
+    """x -> Conv -> c -> inner nodes -> h -> Conv -> Exp"""
+    nodes = [node("Conv", "x w c0", "c"), *inner, node("Conv", "h v", "d"), node("Exp", "d", "y")]
+    constants = {"w": f(4, 3, 3, 3) * np.float32(0.3), "c0": f(4), "v": f(5, 4, 1, 1)}
+    proto = model(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, constants)
+    return proto, {"x": f(2, 3, 6, 6)}
+
+
 def matrix_and_bias(*sizes):
     """x [.., 6] -> MatMul -> Add -> MatMul -> Add -> Exp: biases behind and in front, of one and of two dimensions."""
     nodes = [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("MatMul", "a v", "o"), node("Add", "c o", "s")]
@@ -121,6 +129,14 @@ KINDS = {
         QUANTIZED,
     ),
     "Conv, the last": (last_convolution, ["Conv"]),
+    "SiLU": (
+        lambda: between_convolutions(node("Sigmoid", "c", "s"), node("Mul", "c s", "h")),
+        ["QLinearConv", "QLinearSigmoid", "QLinearMul", *QUANTIZED],
+    ),
+    "LeakyRelu": (
+        lambda: between_convolutions(node("LeakyRelu", "c", "h", alpha=0.1)),
+        ["QLinearConv", "QLinearLeakyRelu", *QUANTIZED],
+    ),
     "MatMul and Add": (lambda: matrix_and_bias("n", 6), ["QuantizeLinear", "QGemm", "QGemm", "Exp"]),
     "MatMul and Add, of more dimensions": (
         lambda: matrix_and_bias(2, 5, 6),
