@@ -22,6 +22,7 @@ from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine
+from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
@@ -43,7 +44,7 @@ from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
-_PREPARATION = (FoldAffine(), MeansToPooling())
+_PREPARATION = (FoldAffine(), MeansToPooling(), JoinHardSigmoids())
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",

@@ -1,0 +1,96 @@
+"""Makes one node of a hard sigmoid that is written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.base import Pass
+
+# A factor that was written as 0.16666667 is that of Div(6).
+_TOLERANCE = 1e-6
+
+
+class JoinHardSigmoids(Pass):
+    """Makes a HardSigmoid of its four steps, in the activation of MobileNetV3 (hard swish) too.
+
+    Before:  x -> Add(a) -> Clip(0, m) -> Div(m) -> y         x -> Add(a) -> Clip(0, m) -> Mul(z) -> Div(m) -> y
+    After:   x -> HardSigmoid(1/m, a/m) -> y                  x -> HardSigmoid(1/m, a/m) -> Mul(z) -> y
+
+    So for Mul(1/m). Each step reads and writes all of the tensor once more, in float between two quantized layers. Left
+    alone: other bounds, other factors, constants of more than one number, and steps that something else reads.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        changed = False
+        for clip in [node for node in graph.nodes if node.op == "Clip"]:
+            found = _steps(clip, outputs)
+            if found is None:
+                continue
+            source, shift, most, product, division = found
+            attributes = {"alpha": float(1 / most), "beta": float(shift / most)}
+            result = division.outputs[0]
+            division.outputs.clear()
+            joined = result
+            if product is not None:
+                joined = clip.outputs[0]
+                product.outputs = [result]
+            clip.outputs.clear()
+            graph.nodes.append(gs.Node("HardSigmoid", "", attributes, [source], [joined]))
+            changed = True
+        return changed
+
+
+def _steps(clip: gs.Node, outputs: set[int]) -> tuple[gs.Tensor, float, float, gs.Node | None, gs.Node] | None:
+    """Of a hard sigmoid around a Clip: what it is of, what is added, the upper bound, the Mul behind the Clip if there
+    is one, and the node that divides."""
+    if len(clip.inputs) < 3 or _number(clip.inputs[1]) != 0.0 or not clip.inputs[0].inputs:
+        return None
+    most, add = _number(clip.inputs[2]), clip.inputs[0].inputs[0]
+    if most is None or most <= 0 or add.op != "Add" or _only_reader(add, outputs) is None:
+        return None
+    source, shift = _with_number(add)
+    if source is None or shift is None:
+        return None
+    behind = _only_reader(clip, outputs)
+    if behind is not None and _divides(behind, clip.outputs[0], most):
+        return source, shift, most, None, behind
+    if behind is not None and behind.op == "Mul":
+        last = _only_reader(behind, outputs)
+        if last is not None and _divides(last, behind.outputs[0], most):
+            return source, shift, most, behind, last
+    return None
+
+
+def _divides(node: gs.Node, tensor: gs.Tensor, by: float) -> bool:
+    """Whether all that `node` does is to divide `tensor` by a number."""
+    read, number = _with_number(node)
+    if read is not tensor or number is None:
+        return False
+    if node.op == "Div":
+        return node.inputs[0] is tensor and abs(number / by - 1) < _TOLERANCE
+    return node.op == "Mul" and abs(number * by - 1) < _TOLERANCE
+
+
+def _with_number(node: gs.Node) -> tuple[gs.Tensor | None, float | None]:
+    """The tensor and the number that a node of two inputs computes with, None where it isn't of such two."""
+    if len(node.inputs) == 2:
+        for tensor, other in (node.inputs, node.inputs[::-1]):
+            if not isinstance(tensor, gs.Constant) and (number := _number(other)) is not None:
+                return tensor, number
+    return None, None
+
+
+def _number(tensor: gs.Tensor) -> float | None:
+    """The value of a float constant of one number that adds no dimension to what it is computed with."""
+    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or tensor.shape not in ((), (1,), [], [1]):
+        return None
+    return float(tensor.values.reshape(()))
+
+
+def _only_reader(node: gs.Node, outputs: set[int]) -> gs.Node | None:
+    """The node that alone reads the output of `node`."""
+    made = node.outputs[0]
+    return made.outputs[0] if len(made.outputs) == 1 and id(made) not in outputs else None
