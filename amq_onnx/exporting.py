@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from amq_onnx.errors import UsageError
@@ -25,14 +26,15 @@ def export(
     outputs: Sequence[str] = (),
     opset: int = 18,
     dynamic_batch: bool = True,
-) -> None:
-    """Write a torch.nn.Module in evaluation mode to `path`, by torch.onnx.export.
+) -> bool:
+    """Write a torch.nn.Module in evaluation mode to `path`, by torch.onnx.export; whether its batch is free.
 
     model: a module, or a pair of it and a tuple of example inputs. inputs: names and shapes of float inputs; where
     the model brings examples they only name them. outputs: names of all or of the first ones. dynamic_batch: leave the
-    first dimension of every input free.
+    first dimension of every input free; where the model computes with its size as a number, as len(x) does, torch fixes
+    it, and the file has the batch of the examples.
 
-    Raises UsageError where the model isn't one, has no inputs, or torch can't export it.
+    Raises UsageError where the model isn't one, has no inputs, or torch can't export it, to this opset for one.
     """
     module, examples = model if isinstance(model, tuple) else (model, None)
     if not isinstance(module, torch.nn.Module):
@@ -43,21 +45,8 @@ def export(
             raise UsageError("the callable returned no example inputs: give --input NAME=1x3x224x224")
         examples = tuple(torch.zeros(shape) for shape in shapes.values())
     names = list(shapes) if len(shapes) == len(examples) else None
-    # A batch of one is taken for a constant by torch.export, so the example has two samples.
-    if dynamic_batch:
-        examples = tuple(_two_samples(example) for example in examples)
-    batch = torch.export.Dim("batch")
-    dynamic = tuple({0: batch} if example.ndim else {} for example in examples) if dynamic_batch else None
-    # torch reports a failure in dozens of lines on standard error; the sentence below says what matters of it.
-    silence = io.StringIO()
-    with (
-        whole_file(path) as temporary,
-        warnings.catch_warnings(),
-        contextlib.redirect_stderr(silence),
-        contextlib.redirect_stdout(silence),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
+
+    def written(examples: Sequence[torch.Tensor], dynamic: tuple[Any, ...] | None) -> Any:
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -73,12 +62,41 @@ def export(
             )
         except Exception as error:
             raise UsageError(f"torch can't export the model: {_reason(error)}") from error
+        assert program is not None
+        return program.model.graph
+
+    # torch reports a failure in dozens of lines on standard error; the sentence below says what matters of it.
+    silence = io.StringIO()
+    with (
+        whole_file(path) as temporary,
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(silence),
+        contextlib.redirect_stdout(silence),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            free = False
+            if dynamic_batch:
+                # A batch of one is taken for a constant by torch.export, so the example has two samples.
+                batch = torch.export.Dim("batch")
+                dynamic = tuple({0: batch} if example.ndim else {} for example in examples)
+                graph = written([_two_samples(example) for example in examples], dynamic)
+                free = not any(value.shape and isinstance(value.shape[0], int) for value in graph.inputs)
+            if not free:
+                graph = written(examples, None)
         finally:
             logging.disable(logging.NOTSET)
-        assert program is not None
-        if len(set(outputs)) < len(outputs) or len(outputs) > len(program.model.graph.outputs):
-            count = len(program.model.graph.outputs)
+        if len(set(outputs)) < len(outputs) or len(outputs) > len(graph.outputs):
+            count = len(graph.outputs)
             raise UsageError(f"--output-name: {len(outputs)} names for {count} outputs: give each its own")
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise UsageError(
+                f"torch made no valid model of --opset {opset}, give a newer one: {_reason(error)}"
+            ) from error
+    return free
 
 
 def _reason(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from amq_onnx.cli import console, options
 from amq_onnx.errors import UsageError
 from amq_onnx.exporting import export
-from amq_onnx.model.file import read_model
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     options.require_writable(arguments, "output")
     made = _call(arguments.callable)
     inputs = [_input(text) for text in arguments.input]
-    export(
+    free = export(
         made,
         arguments.output,
         inputs=dict(inputs),
@@ -53,8 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
         opset=arguments.opset,
         dynamic_batch=not arguments.fixed_batch,
     )
-    read_model(arguments.output)
     console.line(f"wrote {arguments.output}")
+    if not free and not arguments.fixed_batch:
+        console.note("the batch is that of the example: the model computes with its size, as len(x) does")
 
 
 def _call(where: str) -> Any:

@@ -37,6 +37,25 @@ class Branching(torch.nn.Module):
 
 def branching():
     return Branching()
+
+
+class Counting(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.zeros(1, 1).expand(len(x), -1)
+
+
+def counting():
+    return Counting()
+
+
+class Halves(torch.nn.Module):
+    def forward(self, x):
+        first, second = x.chunk(2, 1)
+        return first * second
+
+
+def halves():
+    return Halves()
 """
 
 
@@ -82,6 +101,19 @@ def test_export(amq, tmp_path, networks_module, callable_name, asked, names, bat
     assert amq("inspect", out).code == 0
 
 
+def test_export_of_a_model_that_computes_with_the_size_of_its_batch(amq, tmp_path, networks_module):
+    """torch fixes the batch then, at that of an example of ours that the user never gave."""
+    out = tmp_path / "e.onnx"
+    asked = ("export", f"{networks_module}:counting", "-o", out, "--input", "x=3x6")
+    ran = amq(*asked)
+    assert ran.code == 0, ran.err
+    assert "the batch is that of the example" in ran.err + ran.out
+    assert [axis.dim_value for axis in onnx.load(out).graph.input[0].type.tensor_type.shape.dim] == [3, 6]
+    ran = amq(*asked, "--fixed-batch")
+    assert ran.code == 0, ran.err
+    assert "example" not in ran.err + ran.out
+
+
 @pytest.mark.parametrize(
     ("where", "asked", "said"),
     [
@@ -96,6 +128,7 @@ def test_export(amq, tmp_path, networks_module, callable_name, asked, names, bat
         ("exported_networks:number", ["--input", "x=1x6"], "int"),
         ("exported_networks:broken", ["--input", "x=1x6"], "no weights"),
         ("exported_networks:branching", ["--input", "x=1x6"], "export"),
+        ("exported_networks:halves", ["--input", "x=1x6", "--opset", "17"], "--opset 17"),
         ("not_python:net", [], "not_python"),
         ("fails_on_import:net", [], "fails_on_import"),
     ],
