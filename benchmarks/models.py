@@ -2,10 +2,11 @@
 
     AMQ_DATA=... python benchmarks/models.py [NAME ...] [--out out/models.json]
 
-Magika (file types), PP-OCRv4's recogniser and detector, Silero VAD, InceptionV3, SqueezeNext and a vision transformer
-with random weights (whose score is the cosine of their outputs), and the networks of models/. A row has the options
-beside the size, bytes and their share of the float file, mean bits of a weight, the score of the float model and of
-the file, latency relative to float, seconds and peak memory of the whole command, and what stayed float.
+Magika (file types), PP-OCRv4's recogniser and detector, Silero VAD; InceptionV3, SqueezeNext, EfficientNet-B0,
+MobileNetV3 and a vision transformer with random weights (whose score is the cosine of their outputs), and the networks
+of models/. A row has the options beside the size, bytes and their share of the float file, mean bits of a weight, the
+score of the float model and of the file, latency relative to float, seconds and peak memory of the whole command, and
+what stayed float.
 """
 
 from __future__ import annotations
@@ -86,6 +87,20 @@ def _squeezenext() -> torch.nn.Module:
     return network
 
 
+def _efficientnet() -> torch.nn.Module:
+    from pytorchcv.models.efficientnet import efficientnet_b0
+
+    network: torch.nn.Module = efficientnet_b0()
+    return network
+
+
+def _mobilenetv3() -> torch.nn.Module:
+    from pytorchcv.models.mobilenetv3 import mobilenetv3_large_w1
+
+    network: torch.nn.Module = mobilenetv3_large_w1()
+    return network
+
+
 class VisionTransformer(torch.nn.Module):
     """ViT-S/16 (Dosovitskiy et al. 2020): 12 blocks, 384 wide, 6 heads; 22 million weights."""
 
@@ -130,6 +145,8 @@ CASES = (
          _script("speech.py:calibration"), _script("speech.py:test"), _script("speech.py:area"), _fed_back),
     _structure("inceptionv3", _inception, 299, (".15", *_RANDOM)),
     _structure("squeezenext", _squeezenext, 224, (".25", *_RANDOM)),
+    _structure("efficientnet", _efficientnet, 224, (".25", *_RANDOM)),
+    _structure("mobilenetv3", _mobilenetv3, 224, (".25", *_RANDOM)),
     _structure("vit", VisionTransformer, 224, (".15", *_RANDOM)),
     *(_digits(name) for name in ("resnet", "inception", "squeezenext", "transformer", "lstm")),
 )  # fmt: skip

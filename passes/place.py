@@ -8,9 +8,9 @@ import onnx_graphsurgeon as gs
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.kernels import CODE_BOUNDS
 
-# Their output holds only values of their first input, and they are defined on 8-bit integers (opset 13).
+# Their outputs hold only values of their first input, and they are defined on 8-bit integers (opset 13).
 _CARRIERS = frozenset(
-    {"Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    {"Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 
 
@@ -24,8 +24,8 @@ class PlaceOnCodes(Pass):
     DequantizeLinear where they look for it, in front of the operator with an integer kernel. A Pad that fills
     with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
     Gather of rows when they belong to columns, as an embedding's do. Left alone: other operators behind per-axis
-    encodings, other pads, graph outputs, and without `weights` what comes from a constant: not every operator moves
-    every integer type.
+    encodings, other pads, a Resize that computes between values, graph outputs, and without `weights` what comes from a
+    constant: not every operator moves every integer type.
     """
 
     def __init__(self, weights: bool = True) -> None:
@@ -45,30 +45,35 @@ class PlaceOnCodes(Pass):
                 continue
             for carrier in list(dequantize.outputs[0].outputs):
                 attributes = _attributes_behind(carrier, dequantize)
-                if attributes is None or not is_carrier(carrier) or id(carrier.outputs[0]) in outputs:
+                if attributes is None or not is_carrier(carrier) or any(id(out) in outputs for out in carrier.outputs):
                     continue
-                real = carrier.outputs[0]
-                moved = gs.Variable(f"{dequantize.outputs[0].name}{len(graph.nodes)}", codes.dtype)
                 carrier.inputs[0] = codes
                 if carrier.op == "Pad":
                     _fill_with_zero_point(carrier, parameters)
-                carrier.outputs = [moved]
-                behind = gs.Node("DequantizeLinear", "", attributes, [moved, *parameters], [real])
-                graph.nodes.append(behind)
-                waiting.append(behind)
+                reals = list(carrier.outputs)
+                carrier.outputs = []
+                for real in reals:
+                    moved = gs.Variable(f"{dequantize.outputs[0].name}{len(graph.nodes)}", codes.dtype)
+                    carrier.outputs.append(moved)
+                    behind = gs.Node("DequantizeLinear", "", dict(attributes), [moved, *parameters], [real])
+                    graph.nodes.append(behind)
+                    waiting.append(behind)
                 changed = True
         return changed
 
 
 def is_carrier(node: gs.Node) -> bool:
-    """True for an operator whose output holds no other numbers than its first input, or zeros besides."""
-    if node.domain not in (None, "", "ai.onnx") or len(node.outputs) != 1:
+    """True for an operator whose outputs hold no other numbers than its first input, or zeros besides."""
+    if node.domain not in (None, "", "ai.onnx") or (len(node.outputs) != 1 and node.op != "Split"):
         return False
     if node.op == "Pad":
         fill = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         constant = node.attrs.get("mode", "constant") == "constant"
         zero = fill is None or (isinstance(fill, gs.Constant) and not np.any(fill.values))
         return not constant or zero
+    if node.op == "Resize":
+        cropped = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+        return node.attrs.get("mode", "nearest") == "nearest" and not cropped
     return node.op in _CARRIERS
 
 

@@ -30,6 +30,7 @@ CARRIERS = {
     "Flatten": ("Flatten", "x", {"axis": 1}, {}),
     "Unsqueeze": ("Unsqueeze", "x axes", {}, {"axes": ints(0)}),
     "MaxPool": ("MaxPool", "x", {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, {}),
+    "Resize": ("Resize", "x - twice", {}, {"twice": np.float32([1, 1, 2, 2])}),
     "Pad": ("Pad", "x pads", {}, {"pads": ints(0, 0, 1, 2, 0, 0, 0, 1)}),
     "Pad, 0": ("Pad", "x pads fill", {}, {"pads": ints(0, 0, 1, 2, 0, 1, 0, 1), "fill": np.float32(0)}),
     "Pad, edge": ("Pad", "x pads", {"mode": "edge"}, {"pads": ints(0, 0, 1, 2, 0, 0, 0, 1)}),
@@ -50,6 +51,22 @@ class TestPlaceOnCodes:
         before = self.quantized([node(name, inputs, "c", **attributes)], encoded(bits, zero=zero), constants)
         order = ["QuantizeLinear", *(["Clip"] if bits < 8 else []), name, "DequantizeLinear", "Neg"]
         assert_rewrites(PlaceOnCodes(), before, order)
+
+    def test_a_split_carries_codes_to_all_its_outputs(self):
+        nodes = [node("Split", "x", "a b", axis=2, num_outputs=2), node("Sub", "a b", "c")]
+        before = self.quantized(nodes, encoded(zero=77))
+        order = ["QuantizeLinear", "Split", "DequantizeLinear", "DequantizeLinear", "Sub", "Neg"]
+        assert_rewrites(PlaceOnCodes(), before, order)
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [{"mode": "linear"}, {"mode": "cubic"}, {"coordinate_transformation_mode": "tf_crop_and_resize"}],
+        ids=["linear", "cubic", "cropped"],
+    )
+    def test_a_resize_that_makes_other_numbers_stays(self, attributes):
+        constants = {"roi": np.float32([0, 0, 0, 0, 1, 1, 1.5, 1]), "twice": np.float32([1, 1, 2, 2])}
+        before = self.quantized([node("Resize", "x roi twice", "c", **attributes)], encoded(), constants)
+        assert_left_alone(PlaceOnCodes(), before)
 
     def test_several_carriers_and_branches(self):
         carriers = [

@@ -31,6 +31,9 @@ def between_convolutions(*inner):
     """x -> Conv -> c -> inner nodes -> h -> Conv -> Exp"""
     nodes = [node("Conv", "x w c0", "c"), *inner, node("Conv", "h v", "d"), node("Exp", "d", "y")]
     constants = {"w": f(4, 3, 3, 3) * np.float32(0.3), "c0": f(4), "v": f(5, 4, 1, 1)}
+    constants |= (
+        {"twice": np.float32([1, 1, 2, 2])} if "twice" in {name for item in inner for name in item.input} else {}
+    )
     proto = model(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, constants)
     return proto, {"x": f(2, 3, 6, 6)}
 
@@ -136,6 +139,20 @@ KINDS = {
     "LeakyRelu": (
         lambda: between_convolutions(node("LeakyRelu", "c", "h", alpha=0.1)),
         ["QLinearConv", "QLinearLeakyRelu", *QUANTIZED],
+    ),
+    "Split": (
+        lambda: between_convolutions(
+            node("Split", "c", "a b", axis=1, num_outputs=2), node("Concat", "b a", "h", axis=1)
+        ),
+        ["QLinearConv", "Split", "QLinearConcat", *QUANTIZED],
+    ),
+    "Resize": (
+        lambda: between_convolutions(
+            node("Resize", "c - twice", "r"),
+            node("Concat", "r r", "q", axis=2),
+            node("MaxPool", "q", "h", kernel_shape=[2, 2]),
+        ),
+        ["QLinearConv", "Resize", "QLinearConcat", "MaxPool", *QUANTIZED],
     ),
     "MatMul and Add": (lambda: matrix_and_bias("n", 6), ["QuantizeLinear", "QGemm", "QGemm", "Exp"]),
     "MatMul and Add, of more dimensions": (

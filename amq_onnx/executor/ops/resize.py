@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amq_onnx.executor.narrow import straight_through
 from amq_onnx.executor.node import NodeContext
 from amq_onnx.executor.registry import operator
+from amq_onnx.executor.types import RANGES
 
 
 def _position(i: int, mode: str, scale: float, length: int, size: int, roi: tuple[float, float]) -> float:
@@ -111,7 +113,7 @@ def _resize(
     return x
 
 
-@operator("Resize", host=(1, 2, 3))
+@operator("Resize", host=(1, 2, 3), codes=True)
 def resize(node: NodeContext, x: Tensor, *inputs: Any) -> Tensor:
     """Modes nearest, linear, cubic, with every coordinate transformation; antialias; sizes or scales."""
     kept = x.dtype
@@ -135,7 +137,9 @@ def resize(node: NodeContext, x: Tensor, *inputs: Any) -> Tensor:
     else:
         scales = dict(zip(axes, given, strict=True))
     y = _resize(node, x, scales, sizes, roi, mode)
-    return y if y.dtype == kept else torch.round(y).to(kept)
+    if node.input_types[0] in RANGES:  # integers, or codes, which are held as floats
+        y = straight_through(y, torch.round)
+    return y.to(kept)
 
 
 @operator("Upsample", host=(1,))
