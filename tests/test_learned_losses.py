@@ -67,7 +67,7 @@ def test_learning_leaves_what_is_expected_rather_than_what_rounding_to_nearest_l
     activations = {n: ActivationPlan(8, row.ranges[8]) for n, row in table.activations.items()}
     widths = {n: 2 if n == name else 8 for n in table.weights}
     plan = Plan(table.model, table.ranges, widths, activations, {}, table.expected_inputs, table.scales)
-    tuner = tuner_for(TuningOptions("rounding", RoundingOptions(steps=100, samples=128)), data, Checkpoint(None), None)
+    tuner = tuner_for(TuningOptions("rounding", RoundingOptions(steps=400, samples=128)), data, Checkpoint(None), None)
     learned = []
 
     def tune(model, quantized):
