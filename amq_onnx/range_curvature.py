@@ -43,7 +43,8 @@ def weigh_histograms(
         gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
         for name, gradient in zip(names, gradients, strict=True):
             value = found[name].detach().float().cpu().numpy()
-            histograms[name].weigh(value, gradient.square_().float().cpu().numpy())
+            # Not in place: the gradients of what Add and Concat read may be parts of that of what they make.
+            histograms[name].weigh(value, gradient.square().float().cpu().numpy())
         samples += data.count(batch)
         if progress is not None:
             progress("curvature of ranges", samples, None)

@@ -33,7 +33,8 @@ class TestQuantizeBiases:
         stored = [value for value in initializers(after).values() if value.dtype == np.int32]
         unit = np.float32(0.05) * np.array([0.01, 0.02, 0.03, 0.04], np.float32)
         np.testing.assert_array_equal(stored, [np.rint(bias.astype(np.float64) / unit)])
-        assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)}, tolerance=1e-3)
+        # A code of 0.05 in front of Sigmoid may come out one higher or lower.
+        assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)}, tolerance=0.02)
         assert run(after, [QuantizeBiases()]) is after
 
     @pytest.mark.parametrize("sizes", [["n", 3], ["n", 5, 3]])
