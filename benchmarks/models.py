@@ -18,6 +18,8 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +75,8 @@ def _structure(name: str, make: Callable[[], torch.nn.Module], pixels: int, *run
     return Case(f"{name} {pixels} px", write, runs, metric="cosine")
 
 
-def _inception() -> torch.nn.Module:
-    from pytorchcv.models.inceptionv3 import inceptionv3
-
-    network: torch.nn.Module = inceptionv3()
-    return network
-
-
-def _squeezenext() -> torch.nn.Module:
-    from pytorchcv.models.squeezenext import sqnxt23_w1
-
-    network: torch.nn.Module = sqnxt23_w1()
-    return network
-
-
-def _efficientnet() -> torch.nn.Module:
-    from pytorchcv.models.efficientnet import efficientnet_b0
-
-    network: torch.nn.Module = efficientnet_b0()
-    return network
-
-
-def _mobilenetv3() -> torch.nn.Module:
-    from pytorchcv.models.mobilenetv3 import mobilenetv3_large_w1
-
-    network: torch.nn.Module = mobilenetv3_large_w1()
+def _pytorchcv(module: str, name: str) -> torch.nn.Module:
+    network: torch.nn.Module = getattr(import_module(f"pytorchcv.models.{module}"), name)()
     return network
 
 
@@ -143,10 +122,10 @@ CASES = (
          _script("text_lines.py:pages"), _script("text_lines.py:test_pages"), _script("text_lines.py:line_f1")),
     Case("silero vad", lambda folder: speech.model(), ((".26",), (".18",)),
          _script("speech.py:calibration"), _script("speech.py:test"), _script("speech.py:area"), _fed_back),
-    _structure("inceptionv3", _inception, 299, (".15", *_RANDOM)),
-    _structure("squeezenext", _squeezenext, 224, (".25", *_RANDOM)),
-    _structure("efficientnet", _efficientnet, 224, (".25", *_RANDOM)),
-    _structure("mobilenetv3", _mobilenetv3, 224, (".25", *_RANDOM)),
+    _structure("inceptionv3", partial(_pytorchcv, "inceptionv3", "inceptionv3"), 299, (".15", *_RANDOM)),
+    _structure("squeezenext", partial(_pytorchcv, "squeezenext", "sqnxt23_w1"), 224, (".25", *_RANDOM)),
+    _structure("efficientnet", partial(_pytorchcv, "efficientnet", "efficientnet_b0"), 224, (".25", *_RANDOM)),
+    _structure("mobilenetv3", partial(_pytorchcv, "mobilenetv3", "mobilenetv3_large_w1"), 224, (".25", *_RANDOM)),
     _structure("vit", VisionTransformer, 224, (".15", *_RANDOM)),
     *(_digits(name) for name in ("resnet", "inception", "squeezenext", "transformer", "lstm")),
 )  # fmt: skip

@@ -29,6 +29,12 @@ class Pass(ABC):
         """
 
 
+def only_reader(node: gs.Node, outputs: set[int]) -> gs.Node | None:
+    """The node that alone reads the output of `node`, None where others do too. outputs: ids of the graph's outputs."""
+    made = node.outputs[0]
+    return made.outputs[0] if len(made.outputs) == 1 and id(made) not in outputs else None
+
+
 class PassList(Pass):
     """Several passes, one after another, as one."""
 

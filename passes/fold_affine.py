@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, only_reader
 
 Channels = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ class FoldAffine(Pass):
         for conv in graph.nodes:
             if conv.op not in ("Conv", "ConvTranspose") or not _foldable(conv):
                 continue
-            while (behind := _only_reader(conv, outputs)) is not None:
+            while (behind := only_reader(conv, outputs)) is not None:
                 affine = _affine(behind, conv)
                 if affine is None:
                     break
@@ -58,11 +58,6 @@ class FoldAffine(Pass):
         name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
         weight.values = scaled.astype(dtype)
         conv.inputs = [conv.inputs[0], weight, gs.Constant(name, (bias * factor + shift).astype(dtype))]
-
-
-def _only_reader(conv: gs.Node, outputs: set[int]) -> gs.Node | None:
-    middle = conv.outputs[0]
-    return middle.outputs[0] if len(middle.outputs) == 1 and id(middle) not in outputs else None
 
 
 def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:

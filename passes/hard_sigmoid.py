@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, only_reader
 
 # A factor that was written as 0.16666667 is that of Div(6).
 _TOLERANCE = 1e-6
@@ -49,16 +49,16 @@ def _steps(clip: gs.Node, outputs: set[int]) -> tuple[gs.Tensor, float, float, g
     if len(clip.inputs) < 3 or _number(clip.inputs[1]) != 0.0 or not clip.inputs[0].inputs:
         return None
     most, add = _number(clip.inputs[2]), clip.inputs[0].inputs[0]
-    if most is None or most <= 0 or add.op != "Add" or _only_reader(add, outputs) is None:
+    if most is None or most <= 0 or add.op != "Add" or only_reader(add, outputs) is None:
         return None
     source, shift = _with_number(add)
     if source is None or shift is None:
         return None
-    behind = _only_reader(clip, outputs)
+    behind = only_reader(clip, outputs)
     if behind is not None and _divides(behind, clip.outputs[0], most):
         return source, shift, most, None, behind
     if behind is not None and behind.op == "Mul":
-        last = _only_reader(behind, outputs)
+        last = only_reader(behind, outputs)
         if last is not None and _divides(last, behind.outputs[0], most):
             return source, shift, most, behind, last
     return None
@@ -88,9 +88,3 @@ def _number(tensor: gs.Tensor) -> float | None:
     if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or tensor.shape not in ((), (1,), [], [1]):
         return None
     return float(tensor.values.reshape(()))
-
-
-def _only_reader(node: gs.Node, outputs: set[int]) -> gs.Node | None:
-    """The node that alone reads the output of `node`."""
-    made = node.outputs[0]
-    return made.outputs[0] if len(made.outputs) == 1 and id(made) not in outputs else None
