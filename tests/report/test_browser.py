@@ -40,7 +40,7 @@ def opened(browser, tmp_path):
         file = tmp_path / "report.html"
         file.write_text(report_page(result, RUN), encoding="utf-8")
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)  # two busy cores draw a thousand layers in more than ten seconds
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
