@@ -151,7 +151,7 @@ class _Sweep:
         self.weight_means = {name: UnitMeans() for name in weights}
         self.channel_sums: dict[str, dict[int, Tensor]] = {name: {} for name in weights}
         self.activation_means = {name: UnitMeans() for name in activations}
-        self.sample_axes: dict[str, SampleAxis | None] | None = None  # of the activations; told from the first batch
+        self.sample_axes: dict[str, SampleAxis | None] = {}  # of the activations; told from the first batch
         self.elements: dict[str, int] = {}
         self.errors: dict[str, dict[int, list[float]]] = {
             name: {bits: [] for bits in encodings} for name, encodings in activations.items()
@@ -168,13 +168,13 @@ class _Sweep:
         found = self.forward(tensors(batch, self.executor), {**self.leaves, **biases})
         scores = [found[head.tensor] for head in self.heads]
         sites = [*self.leaves.values(), *(found[name] for name in self.activations)]
-        if self.sample_axes is None:
-            points = [found[name] for name in self.activations]
-            self.sample_axes = dict(zip(self.activations, sample_axes(scores, points, samples), strict=True))
+        if not self.sample_axes:
+            axes = sample_axes(scores, sites[len(self.leaves) :], samples)
+            self.sample_axes = dict(zip(self.activations, axes, strict=True))
         if self._first:
             self._probes.append(0)
             self._units += [unit] * samples
-            self._measure_perturbations(found, self.sample_axes, samples)
+            self._measure_perturbations(found, samples)
         probe = self._probes[unit]
         for draw in range(draws):
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, probe + draw, unit))
@@ -290,13 +290,11 @@ class _Sweep:
         held = self.channel_sums[name].get(unit)
         self.channel_sums[name][unit] = per_channel if held is None else held + per_channel
 
-    def _measure_perturbations(
-        self, found: Mapping[str, Tensor], axes: Mapping[str, SampleAxis | None], samples: int
-    ) -> None:
+    def _measure_perturbations(self, found: Mapping[str, Tensor], samples: int) -> None:
         with torch.no_grad():
             for name, encodings in self.activations.items():
                 value = found[name].detach()
                 self.elements[name] = max(1, value.numel() // samples)
                 for bits, encoding in encodings.items():
                     error = round_trip(value, encoding).sub_(value).square_()
-                    self.errors[name][bits] += per_sample(error, samples, axes[name]).tolist()
+                    self.errors[name][bits] += per_sample(error, samples, self.sample_axes[name]).tolist()

@@ -30,7 +30,7 @@ class JoinHardSigmoids(Pass):
             if found is None:
                 continue
             source, shift, most, product, division = found
-            attributes = {"alpha": float(1 / most), "beta": float(shift / most)}
+            attributes = {"alpha": 1 / most, "beta": shift / most}
             result = division.outputs[0]
             division.outputs.clear()
             joined = result
@@ -55,12 +55,13 @@ def _steps(clip: gs.Node, outputs: set[int]) -> tuple[gs.Tensor, float, float, g
     if source is None or shift is None:
         return None
     behind = only_reader(clip, outputs)
-    if behind is not None and _divides(behind, clip.outputs[0], most):
+    if behind is None:
+        return None
+    if _divides(behind, clip.outputs[0], most):
         return source, shift, most, None, behind
-    if behind is not None and behind.op == "Mul":
-        last = only_reader(behind, outputs)
-        if last is not None and _divides(last, behind.outputs[0], most):
-            return source, shift, most, behind, last
+    last = only_reader(behind, outputs) if behind.op == "Mul" else None
+    if last is not None and _divides(last, behind.outputs[0], most):
+        return source, shift, most, behind, last
     return None
 
 

@@ -6,8 +6,10 @@ from collections.abc import Collection
 
 import onnx_graphsurgeon as gs
 
-# Operators that have integer kernels, and a constant weight as second input.
+# Layers that have integer kernels.
 INTEGER = frozenset({"Conv", "Gemm", "MatMul"})
+# Layers that can have a bias, their third input.
+WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 # Operators that the quantizer behind them absorbs: their input needs no encoding of its own.
 ABSORBED = frozenset({"Clip", "Relu"})
 # Operators that InsertQDQ bounds codes with.
@@ -33,7 +35,7 @@ def is_integer(node: gs.Node) -> bool:
 def biased(node: gs.Node) -> tuple[gs.Node, int] | None:
     """The Conv, Gemm or MatMul to whose products `node` adds a constant, itself or an Add behind a MatMul that alone
     reads it, and which of `node`'s inputs that constant is. None where it adds none."""
-    if node.op in ("Conv", "ConvTranspose", "Gemm"):
+    if node.op in WITH_BIAS:
         return (node, 2) if len(node.inputs) > 2 and isinstance(node.inputs[2], gs.Constant) else None
     if node.op != "Add":
         return None

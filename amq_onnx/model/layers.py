@@ -9,10 +9,8 @@ from math import prod
 import onnx
 from onnx import helper
 
+from amq_onnx.passes.kernels import WITH_BIAS
 from amq_onnx.passes.subgraphs import subgraphs
-
-# Operators with a weight as second input that are linear in it, and can have a bias as third input.
-_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
         output, rank = node.output[0], len(constants[node.input[1]].dims)
         bias = node.input[2] if len(node.input) > 2 else ""
         shiftable = True
-        if node.op_type in _WITH_BIAS:
+        if node.op_type in WITH_BIAS:
             shiftable = not bias or bias in constants
             if node.op_type == "Gemm":
                 shiftable &= attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0

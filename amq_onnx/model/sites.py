@@ -119,9 +119,8 @@ def _others(graph: gs.Graph, known: Collection[str]) -> Iterable[tuple[str, str]
     for tensor in graph.tensors().values():
         if not isinstance(tensor, gs.Constant) or tensor.name in known or tensor.dtype != np.float32:
             continue
-        if int(np.prod(tensor.shape, dtype=np.int64)) >= _WORTH_A_REASON:
-            if all(_is_bias(tensor, node, known) for node in tensor.outputs):
-                continue
+        large = int(np.prod(tensor.shape, dtype=np.int64)) >= _WORTH_A_REASON
+        if large and not all(_is_bias(tensor, node, known) for node in tensor.outputs):
             readers = ", ".join(sorted({node.op for node in tensor.outputs}))
             yield tensor.name, f"{readers} reads it, which is no layer with weights"
 

@@ -27,13 +27,10 @@ def convolution(data, weight, **attributes):
     return proto, {"x": f(*data)}
 
 
-def between_convolutions(*inner):
-    """x -> Conv -> c -> inner nodes -> h -> Conv -> Exp"""
+def between_convolutions(*inner, **more):
+    """x -> Conv -> c -> inner nodes -> h -> Conv -> Exp; more: constants of the inner nodes."""
     nodes = [node("Conv", "x w c0", "c"), *inner, node("Conv", "h v", "d"), node("Exp", "d", "y")]
-    constants = {"w": f(4, 3, 3, 3) * np.float32(0.3), "c0": f(4), "v": f(5, 4, 1, 1)}
-    constants |= (
-        {"twice": np.float32([1, 1, 2, 2])} if "twice" in {name for item in inner for name in item.input} else {}
-    )
+    constants = {"w": f(4, 3, 3, 3) * np.float32(0.3), "c0": f(4), "v": f(5, 4, 1, 1), **more}
     proto = model(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, constants)
     return proto, {"x": f(2, 3, 6, 6)}
 
@@ -151,6 +148,7 @@ KINDS = {
             node("Resize", "c - twice", "r"),
             node("Concat", "r r", "q", axis=2),
             node("MaxPool", "q", "h", kernel_shape=[2, 2]),
+            twice=np.float32([1, 1, 2, 2]),
         ),
         ["QLinearConv", "Resize", "QLinearConcat", "MaxPool", *QUANTIZED],
     ),
