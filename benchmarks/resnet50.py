@@ -22,8 +22,8 @@ from amq_onnx.calibration import calibrate
 from amq_onnx.compiler import compile_plan
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.exporting import export
-from amq_onnx.model.data import random_data
 from amq_onnx.model.file import fingerprint, read_model, write_model
+from amq_onnx.model.random_data import random_data
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.quantizer.activation_ranges import activation_range
 from amq_onnx.rewriting import prepare

@@ -12,8 +12,8 @@ from quantized_files import FAST
 from amq_onnx.compiler import Compiler, compile_plan
 from amq_onnx.errors import BudgetError, ModelError
 from amq_onnx.measurement import measure_sensitivity
-from amq_onnx.model.data import random_data
 from amq_onnx.model.file import fingerprint, model_bytes, read_model
+from amq_onnx.model.random_data import random_data
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.rewriting import prepare
 from amq_onnx.sensitivity import Sensitivity, WeightRow

@@ -12,8 +12,8 @@ from amq_onnx.costs import search_space
 from amq_onnx.errors import UsageError
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
-from amq_onnx.model.data import random_data
 from amq_onnx.model.file import model_bytes
+from amq_onnx.model.random_data import random_data
 from amq_onnx.rewriting import prepare
 
 WIDTHS = (2, 4, 8)

@@ -12,8 +12,8 @@ import torch
 
 from amq_onnx.calibration import calibrate
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.model.data import random_data
 from amq_onnx.model.file import fingerprint, read_model
+from amq_onnx.model.random_data import random_data
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.quantizer.activation_ranges import activation_range
 from amq_onnx.rewriting import lower, prepare, simulate

@@ -11,8 +11,9 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.learned_losses import bounded, rounded_weight
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
-from amq_onnx.model.data import open_data, random_data
+from amq_onnx.model.data import open_data
 from amq_onnx.model.file import read_model
+from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import quantize, tuner_for
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.plan_losses import measure_plan

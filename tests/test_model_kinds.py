@@ -12,9 +12,10 @@ from quantized_files import FAST, quantized, relative_noise
 from amq_onnx.compiler import Compiler
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import METHODS
-from amq_onnx.model.data import Dataset, open_data, random_data
+from amq_onnx.model.data import Dataset, open_data
 from amq_onnx.model.file import model_bytes
 from amq_onnx.model.inputs import input_specs
+from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import quantize
 from amq_onnx.rewriting import prepare
 

@@ -7,8 +7,8 @@ from quantized_files import FAST, quantized, relative_noise
 
 import amq_onnx
 from amq_onnx.errors import BudgetError, DataError, GateError, UsageError
-from amq_onnx.model.data import random_data
 from amq_onnx.model.file import model_bytes
+from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import quantize
 from amq_onnx.rewriting import prepare
 

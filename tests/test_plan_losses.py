@@ -5,7 +5,7 @@ from cli.networks import conv_net
 
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
-from amq_onnx.model.data import random_data
+from amq_onnx.model.random_data import random_data
 from amq_onnx.plan import ActivationPlan, Plan
 from amq_onnx.plan_losses import measure_plan
 from amq_onnx.rewriting import prepare

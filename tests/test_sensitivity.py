@@ -16,9 +16,10 @@ from amq_onnx.executor.interpreter import Executor
 from amq_onnx.head_losses import losses_on
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import METHODS, SensitivityOptions
-from amq_onnx.model.data import Dataset, random_data
+from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import find_heads
 from amq_onnx.model.inputs import input_specs
+from amq_onnx.model.random_data import random_data
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.rewriting import prepare

@@ -12,9 +12,10 @@ import onnx
 from amq_onnx.cli import console
 from amq_onnx.errors import UsageError
 from amq_onnx.measurement_options import METHODS, SensitivityOptions
-from amq_onnx.model.data import Dataset, open_data, random_data
+from amq_onnx.model.data import Dataset, open_data
 from amq_onnx.model.file import require_folder
 from amq_onnx.model.heads import asked_losses
+from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import check_widths
 from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.rewriting import Prepared, prepare

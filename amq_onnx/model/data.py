@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from amq_onnx.errors import AMQError, DataError, UsageError
+from amq_onnx.errors import AMQError, DataError
 from amq_onnx.model.inputs import InputSpec, input_specs
 from amq_onnx.model.kept_source import KeptSource
 
@@ -287,21 +287,6 @@ def open_data(where: str, model: onnx.ModelProto, limit: int | None = None) -> D
     if script.endswith(".py") and name:
         return Dataset(KeptSource(load_function(script, name)), specs, f"'{where}'", limit)
     raise DataError(f"'{where}' is no data: give an .npz file, a folder of .npz files, or script.py:function")
-
-
-def random_data(model: onnx.ModelProto, samples: int, seed: int) -> Dataset:
-    """Standard normal inputs (integers: zeros), for lack of data; only the first dimension may be free."""
-    specs = input_specs(model)
-    generator = np.random.default_rng(seed)
-    arrays: Batch = {}
-    for spec in specs:
-        sizes = [samples if axis == spec.sample_axis else size for axis, size in enumerate(spec.shape)]
-        shape = tuple(size for size in sizes if size is not None)
-        if len(shape) < len(sizes):
-            raise UsageError(f"--random needs fixed sizes, but input '{spec.name}' has free dimensions: give --data")
-        floats = generator.standard_normal(shape, np.float32)
-        arrays[spec.name] = floats.astype(spec.dtype) if spec.dtype.kind == "f" else np.zeros(shape, spec.dtype)
-    return Dataset(lambda: [arrays], specs, "random data")
 
 
 def reader_data(reader: CalibrationDataReader, model: onnx.ModelProto) -> Dataset:

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto
 from small_graphs import model, node
 
-from amq_onnx.errors import DataError, UsageError
-from amq_onnx.model.data import Dataset, open_data, random_data, reader_data
+from amq_onnx.errors import DataError
+from amq_onnx.model.data import Dataset, open_data, reader_data
 from amq_onnx.model.inputs import input_specs
 
 
@@ -256,18 +256,6 @@ class TestOtherSources:
         data = reader_data(Reader(), network())
         assert first_column(data.batches(2)) == first_column(data.batches(2)) == [[0, 1], [2]]
 
-    def test_random_data_follow_the_seed(self):
-        proto = network(ids=(TensorProto.INT64, ["n", 2]))
-        one, two, other = (next(random_data(proto, 4, seed).batches(4)) for seed in (1, 1, 2))
-        np.testing.assert_array_equal(one["x"], two["x"])
-        assert (one["x"] != other["x"]).all()
-        assert (one["ids"].dtype, one["ids"].any()) == (np.int64, False)
-
-    def test_random_data_need_fixed_sizes(self):
-        proto = model([node("Relu", "x", "y")], {"x": ["n", "width"]}, {"y": None})
-        with pytest.raises(UsageError, match="'x' has free dimensions"):
-            random_data(proto, 4, 0)
-
 
 def recurrent(batch="n"):
     """Input [samples, 3], state [4, samples, 5] and a rate that all share."""
@@ -306,7 +294,3 @@ class TestSampleAxes:
         broken = stream(3, 8) | {"state": np.zeros((4, 2, 5), np.float32)}
         with pytest.raises(DataError, match="'x' 3, 'state' 2"):
             list(dataset(broken, proto=recurrent()).batches(4))
-
-    def test_random_data_have_the_samples_where_they_belong(self):
-        batch = next(random_data(recurrent(), 4, 0).batches(4))
-        assert (batch["x"].shape, batch["state"].shape, batch["rate"].shape) == ((4, 3), (4, 4, 5), ())

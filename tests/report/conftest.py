@@ -4,7 +4,7 @@ import pytest
 from cli import networks
 
 from amq_onnx.measurement_options import SensitivityOptions
-from amq_onnx.model.data import random_data
+from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import quantize
 from amq_onnx.report import Run
 

@@ -173,7 +173,7 @@ def test_cpu_flags_that_cannot_be_read(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("bits", "needed"), [(8, True), (7, False), (4, False)])
 def test_only_files_with_8_bit_weights_need_exact_products(tmp_path, monkeypatch, bits, needed):
-    from amq_onnx.model.data import random_data
+    from amq_onnx.model.random_data import random_data
     from amq_onnx.pipeline import quantize
 
     monkeypatch.setattr(sessions, "adds_in_16_bits", lambda: True)

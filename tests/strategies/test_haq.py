@@ -8,7 +8,7 @@ from amq_onnx.compiler import Compiler
 from amq_onnx.errors import BudgetError, UsageError
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
-from amq_onnx.model.data import random_data
+from amq_onnx.model.random_data import random_data
 from amq_onnx.rewriting import prepare
 from amq_onnx.strategies import haq
 from amq_onnx.strategies.haq import AgentOptions, features, lowered, search, widths_of

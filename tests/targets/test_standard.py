@@ -10,8 +10,8 @@ from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
-from amq_onnx.model.data import random_data
 from amq_onnx.model.file import model_bytes
+from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import quantize
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.weight_ranges import weight_encodings
