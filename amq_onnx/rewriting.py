@@ -36,8 +36,10 @@ from amq_onnx.passes.normalize import (
 )
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
+from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
+from amq_onnx.passes.widen_groups import WidenGroups
 from amq_onnx.quantizer.encoding import Encoding, Widths
 from amq_onnx.recipe import Recipe
 from amq_onnx.targets import TARGETS, Target
@@ -213,7 +215,7 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
     if target.dequantizes_at_load:
-        passes.append(DequantizeAtLoad())
+        passes += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem), DequantizeAtLoad()]
     model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)
