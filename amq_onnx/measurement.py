@@ -20,7 +20,12 @@ from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
-from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, mean_squared_error
+from amq_onnx.quantizer.activation_ranges import (
+    activation_encoding,
+    activation_range,
+    mean_squared_error,
+    range_of_hard_sigmoid,
+)
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.range_curvature import weigh_histograms
@@ -209,10 +214,14 @@ class _Measurement:
                 seed=self.options.seed,
                 progress=self.progress,
             )
-        return {
+        ranges = {
             name: {bits: activation_range(histogram, bits, self.options.ranges) for bits in self.activation_bits}
             for name, histogram in histograms.items()
         }
+        for name, slope in self.prepared.hard_sigmoids.items():
+            if name in ranges:
+                ranges[name] = {bits: range_of_hard_sigmoid(*ends, bits, *slope) for bits, ends in ranges[name].items()}
+        return ranges
 
     def _bounded(self, found: SiteLosses, heads: Sequence[Head], losses: Sequence[Loss]) -> SiteLosses:
         """Losses of weights that are at most Ω."""

@@ -22,7 +22,8 @@ from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine
-from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids
+from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
+from amq_onnx.passes.hard_sigmoid_codes import HardSigmoidsOnCodes, slope
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
@@ -46,7 +47,7 @@ from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
-_PREPARATION = (FoldAffine(), MeansToPooling(), JoinHardSigmoids())
+_PREPARATION = (FoldAffine(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes())
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
@@ -121,6 +122,13 @@ class Prepared:
     def linear_layers(self) -> list[Layer]:
         """Layers that multiply with a site."""
         return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
+
+    @cached_property
+    def hard_sigmoids(self) -> dict[str, tuple[float, float]]:
+        """Of each tensor that a HardSigmoid reads, its alpha and beta."""
+        return {
+            node.inputs[0].name: slope(node) for node in gs.import_onnx(self.model).nodes if node.op == "HardSigmoid"
+        }
 
     @cached_property
     def biases(self) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -215,6 +223,7 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
     if target.dequantizes_at_load:
+        passes.insert(0, HardSigmoidsOnCodes(encodings, prepared.stem))
         passes += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem), DequantizeAtLoad()]
     model = run(quantized, passes)
     if not keep_metadata:

@@ -1,4 +1,4 @@
-"""Makes one node of a hard sigmoid that is written out."""
+"""Makes one node of a hard sigmoid that is written out, and two of a hard swish."""
 
 from __future__ import annotations
 
@@ -41,6 +41,27 @@ class JoinHardSigmoids(Pass):
             graph.nodes.append(gs.Node("HardSigmoid", "", attributes, [source], [joined]))
             changed = True
         return changed
+
+
+class SplitHardSwishes(Pass):
+    """Writes a hard swish as its hard sigmoid and the product.
+
+    Before:  x -> HardSwish -> y
+    After:   x -> HardSigmoid(1/6, 1/2) -> Mul(x) -> y
+
+    It is the operator's definition (ONNX, HardSwish), which onnxruntime, without a kernel for it, puts in its place.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        swishes = [node for node in graph.nodes if node.op == "HardSwish" and node.domain in (None, "", "ai.onnx")]
+        for node in swishes:
+            source, result = node.inputs[0], node.outputs[0]
+            factor = gs.Variable(f"{result.name}_hard_sigmoid", result.dtype, result.shape)
+            node.outputs.clear()
+            graph.nodes.append(gs.Node("HardSigmoid", "", {"alpha": 1 / 6, "beta": 0.5}, [source], [factor]))
+            graph.nodes.append(gs.Node("Mul", "", {}, [source, factor], [result]))
+        return bool(swishes)
 
 
 def _steps(clip: gs.Node, outputs: set[int]) -> tuple[gs.Tensor, float, float, gs.Node | None, gs.Node] | None:

@@ -47,7 +47,7 @@ def find_activations(
             continue
         for tensor in node.inputs[:2] if id(node) in anchors else node.inputs:
             if id(tensor) not in weights and not isinstance(tensor, gs.Constant):
-                name = add(_source(tensor), [node.op])
+                name = add(_source(_in_front(node, tensor)), [node.op])
                 if id(node) in anchors:
                     needs[id(node)].add(name)
     for key, node in anchors.items():
@@ -102,12 +102,18 @@ def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
         quantized = anchors | set(joins)
         changed = False
         for key, node in list(joins.items()):
-            fed = all(_from_quantized(tensor, quantized) for tensor in node.inputs)
+            fed = all(_from_quantized(_in_front(node, tensor), quantized) for tensor in node.inputs)
             read = any(_to_quantized(tensor, quantized) for tensor in node.outputs)
             if not (fed and read):
                 del joins[key]
                 changed = True
     return set(joins)
+
+
+def _in_front(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
+    """What must be quantized for `node` to read codes as `tensor`: of a factor, what it is the hard sigmoid of."""
+    factor = tensor.inputs[0] if node.op == "Mul" and tensor.inputs else None
+    return factor.inputs[0] if factor is not None and factor.op == "HardSigmoid" else tensor
 
 
 def _source(tensor: gs.Tensor) -> gs.Tensor:

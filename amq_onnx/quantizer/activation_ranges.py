@@ -12,6 +12,8 @@ from amq_onnx.quantizer.histogram import StreamingHistogram
 _COARSE = np.geomspace(1.0, 0.02, 48)
 _FINE = np.linspace(0.92, 1.08, 17)
 _PERCENTILE = 99.99
+# How much finer or coarser a scale may become for a hard sigmoid to begin and end on a code.
+_FINER, _COARSER = 1 / 1.02, 1.1
 # To look for an edge between two codes takes as long as to round this many bins.
 _BINS_PER_EDGE = 7
 
@@ -64,6 +66,29 @@ def activation_encoding(low: float, high: float, bits: int) -> Encoding:
         scale = np.nextafter(scale, np.float32(0))
     zero_point = int(np.clip(np.rint(-low / float(scale)), 0, levels))
     return Encoding(bits=bits, signed=False, scale=np.asarray(scale, np.float32), zero_point=zero_point)
+
+
+def range_of_hard_sigmoid(low: float, high: float, bits: int, alpha: float, beta: float) -> tuple[float, float]:
+    """[low, high] moved so little that a hard sigmoid, max(0, min(1, alpha x + beta)), begins and ends on codes.
+
+    Unchanged where it would move by too much: few bits, or a range that doesn't reach where the hard sigmoid begins.
+    """
+    if alpha <= 0 or beta <= 0:
+        return low, high
+    encoding = activation_encoding(low, high, bits)
+    scale, zero_point = float(encoding.scale), encoding.zero_point
+    below = codes_below(scale, zero_point, alpha, beta)
+    if below < 1 or abs(below / beta - round(below / beta)) > 1e-3:
+        return low, high
+    moved = beta / (alpha * below)
+    if not _FINER <= moved / scale <= _COARSER:
+        return low, high
+    return -zero_point * moved, (2**bits - 1 - zero_point) * moved
+
+
+def codes_below(scale: float, zero_point: int, alpha: float, beta: float) -> int:
+    """How many codes below that of 0 a hard sigmoid begins, to the nearest one that there is."""
+    return min(round(beta / (alpha * scale)), zero_point)
 
 
 def mean_squared_error(histogram: StreamingHistogram, low: float, high: float, bits: int) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_graphs import IMAGE, assert_left_alone, assert_rewrites, f, initializers, model, node
 
-from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids
+from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
 
 BOUNDS = {"low": np.float32(0), "six": np.float32(6), "three": np.float32(3), "sixth": np.float32([1 / 6])}
 FEEDS = {"x": 4 * f(2, 3, 6, 6)}
@@ -75,3 +75,9 @@ def test_steps_that_are_outputs_stay():
     nodes = [*CLIPPED, node("Div", "c six", "y")]
     for output in ("s", "c"):
         assert_left_alone(JoinHardSigmoids(), model(nodes, IMAGE, {"y": None, output: None}, BOUNDS))
+
+
+def test_a_hard_swish_becomes_two_nodes():
+    nodes = [node("HardSwish", "x", "h"), node("HardSwish", "h", "y")]
+    before = model(nodes, IMAGE, {"y": None})
+    assert_rewrites(SplitHardSwishes(), before, ["HardSigmoid", "Mul"] * 2, FEEDS, tolerance=1e-6)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range
+from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, range_of_hard_sigmoid
 from amq_onnx.quantizer.activation_ranges import mean_squared_error as error_of_bins
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.histogram import StreamingHistogram
@@ -138,3 +138,30 @@ def test_extreme_ranges_give_a_usable_encoding(value):
     encoding = activation_encoding(min(value, 0.0), max(value, 0.0), 8)
     assert np.isfinite(encoding.scale)
     assert encoding.scale > 0
+
+
+class TestRangeOfHardSigmoid:
+    @pytest.mark.parametrize("slope", [(1 / 6, 0.5), (0.2, 0.5), (0.25, 0.25)])
+    @pytest.mark.parametrize("ends", [(-6.1, 4.7), (-3.3, 12.0), (-40.0, 0.0)])
+    def test_it_begins_and_ends_on_codes(self, ends, slope):
+        alpha, beta = slope
+        moved = range_of_hard_sigmoid(*ends, 8, *slope)
+        encoding, before = activation_encoding(*moved, 8), activation_encoding(*ends, 8)
+        assert encoding.zero_point == before.zero_point
+        for end in (-beta / alpha, (1 - beta) / alpha):
+            codes = end / float(encoding.scale)
+            assert codes == pytest.approx(round(codes), abs=1e-4)
+        assert float(encoding.scale) == pytest.approx(float(before.scale), rel=0.1)
+
+    def test_a_range_that_nearly_reaches_is_widened(self):
+        low, high = range_of_hard_sigmoid(-2.8, 5.0, 8, 1 / 6, 0.5)
+        assert (low, high > 5.0) == (pytest.approx(-3.0), True)
+
+    @pytest.mark.parametrize(
+        ("ends", "bits", "slope"),
+        [((-2.0, 5.0), 8, (1 / 6, 0.5)), ((0.0, 5.0), 8, (1 / 6, 0.5)), ((-10.0, 14.0), 3, (1 / 6, 0.5)),
+         ((-6.0, 6.0), 8, (-1.0, 0.5)), ((-6.0, 6.0), 8, (1.0, 0.0))],
+        ids=["short", "positive", "3 bits", "falling", "from 0"],
+    )  # fmt: skip
+    def test_others_stay(self, ends, bits, slope):
+        assert range_of_hard_sigmoid(*ends, bits, *slope) == ends

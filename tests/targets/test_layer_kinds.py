@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from small_graphs import assert_same_outputs, f, infos, initializers, model, node, operators, outputs, session
 
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.activation_ranges import activation_encoding, range_of_hard_sigmoid
 from amq_onnx.quantizer.weight_ranges import weight_encodings
 from amq_onnx.rewriting import lower, prepare, simulate
 
@@ -27,10 +27,15 @@ def convolution(data, weight, **attributes):
     return proto, {"x": f(*data)}
 
 
-def between_convolutions(*inner, **more):
-    """x -> Conv -> c -> inner nodes -> h -> Conv -> Exp; more: constants of the inner nodes."""
+def between_convolutions(*inner, scale=1, **more):
+    """x -> Conv -> c -> inner nodes -> h -> Conv -> Exp; scale: of c, about; more: constants of the inner nodes."""
     nodes = [node("Conv", "x w c0", "c"), *inner, node("Conv", "h v", "d"), node("Exp", "d", "y")]
-    constants = {"w": f(4, 3, 3, 3) * np.float32(0.3), "c0": f(4), "v": f(5, 4, 1, 1), **more}
+    constants = {
+        "w": f(4, 3, 3, 3) * np.float32(0.3 * scale),
+        "c0": f(4) * np.float32(scale),
+        "v": f(5, 4, 1, 1),
+        **more,
+    }
     proto = model(nodes, {"x": ["n", 3, 6, 6]}, {"y": None}, constants)
     return proto, {"x": f(2, 3, 6, 6)}
 
@@ -128,10 +133,33 @@ KINDS = {
         lambda: convolution((2, 4, 6, 6), (4, 1, 3, 3), group=4),
         QUANTIZED,
     ),
+    "Conv, depthwise, two outputs each": (
+        lambda: convolution((2, 4, 6, 6), (8, 1, 3, 3), group=4),
+        ["Gather", *QUANTIZED],
+    ),
     "Conv, the last": (last_convolution, ["Conv"]),
     "SiLU": (
         lambda: between_convolutions(node("Sigmoid", "c", "s"), node("Mul", "c s", "h")),
         ["QLinearConv", "QLinearSigmoid", "QLinearMul", *QUANTIZED],
+    ),
+    "hard swish": (
+        lambda: between_convolutions(node("HardSwish", "c", "h"), scale=4),
+        ["QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
+    ),
+    "hard sigmoid of channels": (
+        lambda: between_convolutions(
+            node("GlobalAveragePool", "c", "p"),
+            node("Conv", "p u e", "g"),
+            node("HardSigmoid", "g", "s", alpha=0.2),
+            node("Mul", "s c", "h"),
+            u=f(4, 4, 1, 1),
+            e=np.float32([-9, 9, -9, 9]),
+        ),
+        ["QLinearConv", "QLinearGlobalAveragePool", "QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
+    ),
+    "hard sigmoid of a narrow range": (
+        lambda: between_convolutions(node("HardSigmoid", "c", "s"), node("Mul", "s c", "h"), scale=0.1),
+        ["QLinearConv", *["DequantizeLinear"] * 2, "HardSigmoid", "Mul", "QuantizeLinear", *QUANTIZED],
     ),
     "LeakyRelu": (
         lambda: between_convolutions(node("LeakyRelu", "c", "h", alpha=0.1)),
@@ -184,6 +212,9 @@ class Quantized:
         self.prepared = prepare(proto)
         self.names = [site.name for site in self.prepared.sites.activations] if activations else []
         ends = ranges(self.prepared.model, self.names, self.feeds)
+        for name, slope in self.prepared.hard_sigmoids.items():
+            if name in ends:
+                ends[name] = range_of_hard_sigmoid(*ends[name], 8, *slope)
         encodings = {name: activation_encoding(*ends[name], 8) for name in self.names}
         for site in self.prepared.sites.weights:
             found = weight_encodings(self.prepared.weight(site.name), site.axis, [bits])
