@@ -218,9 +218,9 @@ class _Measurement:
             name: {bits: activation_range(histogram, bits, self.options.ranges) for bits in self.activation_bits}
             for name, histogram in histograms.items()
         }
-        for name, slope in self.prepared.hard_sigmoids.items():
-            if name in ranges:
-                ranges[name] = {bits: range_of_hard_sigmoid(*ends, bits, *slope) for bits, ends in ranges[name].items()}
+        for name, (alpha, beta, alone) in self.prepared.hard_sigmoids.items():
+            for bits, (low, high) in ranges.get(name, {}).items():
+                ranges[name][bits] = range_of_hard_sigmoid(low, high, bits, alpha, beta, alone)
         return ranges
 
     def _bounded(self, found: SiteLosses, heads: Sequence[Head], losses: Sequence[Loss]) -> SiteLosses:

@@ -124,11 +124,10 @@ class Prepared:
         return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
 
     @cached_property
-    def hard_sigmoids(self) -> dict[str, tuple[float, float]]:
-        """Of each tensor that a HardSigmoid reads, its alpha and beta."""
-        return {
-            node.inputs[0].name: slope(node) for node in gs.import_onnx(self.model).nodes if node.op == "HardSigmoid"
-        }
+    def hard_sigmoids(self) -> dict[str, tuple[float, float, bool]]:
+        """Of each tensor that a HardSigmoid reads, its alpha and beta, and whether nothing else reads the tensor."""
+        nodes = [node for node in gs.import_onnx(self.model).nodes if node.op == "HardSigmoid"]
+        return {node.inputs[0].name: (*slope(node), len(node.inputs[0].outputs) == 1) for node in nodes}
 
     @cached_property
     def biases(self) -> dict[str, list[tuple[str, np.ndarray]]]:

@@ -68,20 +68,25 @@ def activation_encoding(low: float, high: float, bits: int) -> Encoding:
     return Encoding(bits=bits, signed=False, scale=np.asarray(scale, np.float32), zero_point=zero_point)
 
 
-def range_of_hard_sigmoid(low: float, high: float, bits: int, alpha: float, beta: float) -> tuple[float, float]:
+def range_of_hard_sigmoid(
+    low: float, high: float, bits: int, alpha: float, beta: float, alone: bool = False
+) -> tuple[float, float]:
     """[low, high] moved so little that a hard sigmoid, max(0, min(1, alpha x + beta)), begins and ends on codes.
 
-    Unchanged where it would move by too much: few bits, or a range that doesn't reach where the hard sigmoid begins.
+    alone: nothing else reads the tensor, so that it's moved by as much as it takes while the hard sigmoid keeps 128
+    values. Unchanged where it would move by too much: few bits, or a range that doesn't reach where the hard sigmoid
+    begins.
     """
     if alpha <= 0 or beta <= 0:
         return low, high
-    encoding = activation_encoding(low, high, bits)
-    scale, zero_point = float(encoding.scale), encoding.zero_point
-    below = codes_below(scale, zero_point, alpha, beta)
-    if below < 1 or abs(below / beta - round(below / beta)) > 1e-3:
-        return low, high
-    moved = beta / (alpha * below)
-    if not _FINER <= moved / scale <= _COARSER:
+    scale = float(activation_encoding(low, high, bits).scale)
+    finest, coarsest = (0.0, 1 / (127 * alpha)) if alone else (scale * _FINER, scale * _COARSER)
+    start, end = -beta / alpha, max(1 - beta, 0.0) / alpha
+    reaching = activation_encoding(start if alone else min(low, start), min(high, end) if alone else high, bits)
+    zero_point = reaching.zero_point
+    below = codes_below(float(reaching.scale), zero_point, alpha, beta)
+    moved = beta / (alpha * below) if below else 0.0
+    if not finest < moved < coarsest or abs(below / beta - round(below / beta)) > 1e-3:
         return low, high
     return -zero_point * moved, (2**bits - 1 - zero_point) * moved
 

@@ -155,7 +155,13 @@ class TestRangeOfHardSigmoid:
 
     def test_a_range_that_nearly_reaches_is_widened(self):
         low, high = range_of_hard_sigmoid(-2.8, 5.0, 8, 1 / 6, 0.5)
-        assert (low, high > 5.0) == (pytest.approx(-3.0), True)
+        assert (low, high) == (pytest.approx(-3.0), pytest.approx(5.0, rel=0.01))
+
+    @pytest.mark.parametrize("ends", [(-0.5, 1.0), (0.0, 2.0), (-1.0, 9.0)])
+    def test_one_that_is_read_alone_reaches_in_any_case(self, ends):
+        low, high = range_of_hard_sigmoid(*ends, 8, 0.2, 0.5, True)
+        assert low == pytest.approx(-2.5) and high > 0.98 * min(ends[1], 2.5)
+        assert range_of_hard_sigmoid(*ends, 4, 0.2, 0.5, True) == ends
 
     @pytest.mark.parametrize(
         ("ends", "bits", "slope"),

@@ -143,7 +143,7 @@ KINDS = {
         ["QLinearConv", "QLinearSigmoid", "QLinearMul", *QUANTIZED],
     ),
     "hard swish": (
-        lambda: between_convolutions(node("HardSwish", "c", "h"), scale=4),
+        lambda: between_convolutions(node("HardSwish", "c", "h"), scale=2),
         ["QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
     ),
     "hard sigmoid of channels": (
@@ -153,7 +153,7 @@ KINDS = {
             node("HardSigmoid", "g", "s", alpha=0.2),
             node("Mul", "s c", "h"),
             u=f(4, 4, 1, 1),
-            e=np.float32([-9, 9, -9, 9]),
+            e=f(4),
         ),
         ["QLinearConv", "QLinearGlobalAveragePool", "QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
     ),
