@@ -2,11 +2,11 @@
 
     AMQ_DATA=... python benchmarks/models.py [NAME ...] [--out out/models.json]
 
-Magika (file types), PP-OCRv4's recogniser and detector, Silero VAD; InceptionV3, SqueezeNext, EfficientNet-B0,
-MobileNetV3 and a vision transformer with random weights (whose score is the cosine of their outputs), and the networks
-of models/. A row has the options beside the size, bytes and their share of the float file, mean bits of a weight, the
-score of the float model and of the file, latency relative to float, seconds and peak memory of the whole command, and
-what stayed float.
+Magika (file types), PP-OCRv4's recogniser and detector, Silero VAD; InceptionV3, SqueezeNext, ResNeXt50,
+EfficientNet-B0, MobileNetV3 and a vision transformer with random weights (whose score is the cosine of their outputs),
+and the networks of models/. A row has the options beside the size, bytes and their share of the float file, mean bits
+of a weight, the score of the float model and of the file, latency relative to float, seconds and peak memory of the
+whole command, and what stayed float.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ CASES = (
     _structure("inceptionv3", partial(_pytorchcv, "inceptionv3", "inceptionv3"), 299, (".15", *_RANDOM)),
     _structure("squeezenext", partial(_pytorchcv, "squeezenext", "sqnxt23_w1"), 224, (".25", *_RANDOM)),
     _structure("efficientnet", partial(_pytorchcv, "efficientnet", "efficientnet_b0"), 224, (".25", *_RANDOM)),
+    _structure("resnext", partial(_pytorchcv, "resnext", "resnext50_32x4d"), 224, (".25", *_RANDOM)),
     _structure("mobilenetv3", partial(_pytorchcv, "mobilenetv3", "mobilenetv3_large_w1"), 224, (".25", *_RANDOM)),
     _structure("vit", VisionTransformer, 224, (".15", *_RANDOM)),
     *(_digits(name) for name in ("resnet", "inception", "squeezenext", "transformer", "lstm")),
