@@ -23,7 +23,7 @@ from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine
 from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
-from amq_onnx.passes.hard_sigmoid_codes import HardSigmoidsOnCodes, slope
+from amq_onnx.passes.hard_sigmoid_codes import HardSigmoidsOnCodes, begins_on_a_code, is_hard_sigmoid, slope
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
@@ -126,8 +126,27 @@ class Prepared:
     @cached_property
     def hard_sigmoids(self) -> dict[str, tuple[float, float, bool]]:
         """Of each tensor that a HardSigmoid reads, its alpha and beta, and whether nothing else reads the tensor."""
-        nodes = [node for node in gs.import_onnx(self.model).nodes if node.op == "HardSigmoid"]
+        nodes = [node for node in gs.import_onnx(self.model).nodes if is_hard_sigmoid(node)]
         return {node.inputs[0].name: (*slope(node), len(node.inputs[0].outputs) == 1) for node in nodes}
+
+    def activation_bytes(self, name: str, encoding: Encoding) -> int:
+        """Bytes of the file that depend on an activation's encoding."""
+        taken = self.target.activation_bytes(self.keys[name], encoding)
+        alpha, beta, alone = self.hard_sigmoids.get(name, (0.0, 0.0, False))
+        if not self.target.dequantizes_at_load or not begins_on_a_code(encoding, alpha, beta):
+            return taken
+        # What the pass makes of the node is measured on it alone.
+        node = next(node for node in self.model.graph.node if node.op_type == "HardSigmoid" and node.input[0] == name)
+        nodes = [node] if alone else [node, helper.make_node("Neg", [name], [f"{self.stem}n"])]
+        outputs = [helper.make_tensor_value_info(made.output[0], onnx.TensorProto.FLOAT, [1]) for made in nodes]
+        source = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+        graph = helper.make_graph(nodes, "hard_sigmoid", [source], outputs)
+        imports = [entry for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=self.model.ir_version)
+        before = run(model, [InsertQDQ({name: encoding}, self.stem, self.keys)])
+        after = run(before, [HardSigmoidsOnCodes({name: encoding}, self.stem, self.keys)])
+        sizes = [len(strip_exporter_metadata(made).SerializeToString()) for made in (before, after)]
+        return taken + sizes[1] - sizes[0]
 
     @cached_property
     def biases(self) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -222,7 +241,7 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
     if target.dequantizes_at_load:
-        passes.insert(0, HardSigmoidsOnCodes(encodings, prepared.stem))
+        passes.insert(0, HardSigmoidsOnCodes(encodings, prepared.stem, prepared.keys))
         passes += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem), DequantizeAtLoad()]
     model = run(quantized, passes)
     if not keep_metadata:

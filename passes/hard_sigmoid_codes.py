@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -28,45 +27,54 @@ class HardSigmoidsOnCodes(Pass):
     So a hard swish is a Clip and a QLinearMul, in a quarter of the time of the four float operators between the codes
     of two layers: onnxruntime has no integer kernel for HardSigmoid.
 
-    Left alone: tensors without an encoding, or whose encoding isn't such a one. Scales that were learned don't decide
-    about it, since files of one plan have one size.
+    Left alone: tensors without an encoding, or whose encoding isn't such a one; a second hard sigmoid of a tensor.
+    Scales that were learned don't decide about it, since files of one plan have one size.
 
-    encodings: by tensor name.
+    encodings: by tensor name. stem, keys: as of InsertQDQ.
     """
 
-    def __init__(self, encodings: Mapping[str, Encoding], stem: str = "amq_") -> None:
+    def __init__(
+        self, encodings: Mapping[str, Encoding], stem: str = "amq_", keys: Mapping[str, str] | None = None
+    ) -> None:
         self.encodings = encodings
         self.stem = stem
+        self.keys = keys or {}
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        taken = graph.tensors()
-        free = (name for number in count() if (name := f"{self.stem}h{number}") not in taken)
-        slopes: dict[int, tuple[float, float]] = {}
+        done: set[str] = set()
         changed = False
-        for node in [node for node in graph.nodes if node.op == "HardSigmoid"]:
+        for node in [node for node in graph.nodes if is_hard_sigmoid(node)]:
             alpha, beta = slope(node)
             dequantize = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
             if dequantize is None or dequantize.op != "DequantizeLinear" or len(dequantize.inputs) < 3:
                 continue
             codes, scale = dequantize.inputs[:2]
-            encoding = self.encodings.get(_quantized(codes))
-            if encoding is None or not _begins_on_a_code(encoding, alpha, beta):
+            name = _quantized(codes)
+            encoding = self.encodings.get(name)
+            if encoding is None or name in done or not begins_on_a_code(encoding, alpha, beta):
                 continue
-            if slopes.setdefault(id(scale), (alpha, beta)) != (alpha, beta):
-                continue
+            done.add(name)
             below = codes_below(float(scale.values), encoding.zero_point, alpha, beta)
             scale.values = np.asarray(beta / (alpha * below), np.float32)
             low = encoding.zero_point - below
-            top = min(low + round(below / beta), 255)
-            ends = [gs.Constant(next(free), np.array(end, np.uint8)) for end in (low, top)]
-            clipped = gs.Variable(next(free), np.uint8)
+            made = f"{self.stem}{self.keys.get(name, name)}"
+            ends = [
+                gs.Constant(f"{made}h{part}", np.array(code, np.uint8))
+                for part, code in (("l", low), ("h", min(low + round(below / beta), 255)))
+            ]
+            clipped = gs.Variable(f"{made}hc", np.uint8)
             graph.nodes.append(gs.Node("Clip", "", {}, [codes, *ends], [clipped]))
-            unit = gs.Constant(next(free), np.asarray(beta / below, np.float32))
+            unit = gs.Constant(f"{made}hs", np.asarray(beta / below, np.float32))
             graph.nodes.append(gs.Node("DequantizeLinear", "", {}, [clipped, unit, ends[0]], list(node.outputs)))
             node.outputs.clear()
             changed = True
         return changed
+
+
+def is_hard_sigmoid(node: gs.Node) -> bool:
+    """True for the standard operator."""
+    return node.op == "HardSigmoid" and node.domain in (None, "", "ai.onnx")
 
 
 def slope(node: gs.Node) -> tuple[float, float]:
@@ -74,7 +82,8 @@ def slope(node: gs.Node) -> tuple[float, float]:
     return float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
 
 
-def _begins_on_a_code(encoding: Encoding, alpha: float, beta: float) -> bool:
+def begins_on_a_code(encoding: Encoding, alpha: float, beta: float) -> bool:
+    """Whether the hard sigmoid of a tensor of this encoding can be computed on its codes."""
     if encoding.signed or encoding.axis is not None or alpha <= 0 or beta <= 0:
         return False
     below = codes_below(float(encoding.scale), encoding.zero_point, alpha, beta)

@@ -183,3 +183,29 @@ def test_a_size_of_the_frontier_gives_its_plan(measured):
 def test_a_table_without_channels(measured):
     with pytest.raises(UsageError, match=r"no channels of 'w1'.*--granularity channel"):
         search_space(*measured, WIDTHS, (8,), channels=True)
+
+
+@pytest.mark.parametrize("average", [4, 6, 8])
+def test_hard_sigmoids_on_codes_are_paid_for(average):
+    """At 4 bits a hard sigmoid is computed in float, at 8 on codes, which takes more nodes."""
+    nodes = [
+        node("Conv", "x w b", "c"),
+        node("HardSwish", "c", "s"),
+        node("GlobalAveragePool", "s", "p"),
+        node("Conv", "p u", "g"),
+        node("HardSigmoid", "g", "gate"),
+        node("Mul", "s gate", "m"),
+        node("Conv", "m v", "d"),
+        node("Softmax", "d", "y", axis=1),
+    ]
+    constants = {"w": scaled(1, 4, 3, 3, 3), "u": scaled(2, 4, 4, 1, 1), "v": scaled(3, 5, 4, 4, 4)}
+    constants |= {"w": 6 * constants["w"], "b": np.zeros(4, np.float32)}
+    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
+    prepared = prepare(proto)
+    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
+    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), (4, 8), options)
+    found = Compiler(prepared, table, (8,), (4, 8), activation_average=average).best(10**6)
+    clips = sum(item.op_type == "Clip" for item in found.model.graph.node)
+    assert found.bytes == found.predicted_bytes
+    if average == 8:
+        assert clips == 2 and not any(item.op_type == "HardSigmoid" for item in found.model.graph.node)
