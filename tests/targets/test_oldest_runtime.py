@@ -53,7 +53,8 @@ def run_there(folder, models):
 @pytest.mark.parametrize("bits", [3, 8])
 def test_every_kind_of_layer_runs_the_same(bits, tmp_path):
     """Attention apart, whose operator set it doesn't know."""
-    quantized = {kind.replace(" ", ""): Quantized(kind, bits) for kind in KINDS if kind != "Attention"}
+    kinds = {kind.replace(" ", ""): kind for kind in KINDS if kind != "Attention"}
+    quantized = {name: Quantized(kind, bits) for name, kind in kinds.items()}
     run_there(tmp_path, {name: (layer.written, layer.feeds) for name, layer in quantized.items()})
     for name, layer in quantized.items():
         here = outputs(layer.written, layer.feeds)[0]
@@ -61,7 +62,7 @@ def test_every_kind_of_layer_runs_the_same(bits, tmp_path):
             there = np.load(tmp_path / f"{name}.{level}.npy")
             np.testing.assert_allclose(there, here, rtol=0, atol=0.02 * np.abs(here).max(), err_msg=f"{name} {level}")
         ran = operators(onnx.load(tmp_path / f"{name}.optimized"))
-        assert not {"Cast", "Mul", "Reshape"} & set(ran), (name, ran)
+        assert not {"Cast", "Mul", "Reshape"} & set(ran) - set(operators(layer.prepared.model)), (name, ran)
 
 
 @pytest.mark.parametrize("opset", [13, 18])
