@@ -20,6 +20,7 @@ from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
+from amq_onnx.outweighing import outweighing
 from amq_onnx.quantizer.activation_ranges import (
     activation_encoding,
     activation_range,
@@ -83,7 +84,10 @@ def measure_sensitivity(
         heads = [replace(head, loss="squared", why="softmax or sigmoid is saturated on all samples") for head in heads]
         found = work.measure(heads)
     reason = "no output depends on it on the calibration data (a branch never taken, a gate always shut)"
-    sites = prepared.sites.without({name: reason for name in found.unreached if name in work.encodings})
+    float_activations = outweighing(found.weights, found.activations) if options.method in LOSS_METHODS else {}
+    sites = prepared.sites.without(
+        {name: reason for name in found.unreached if name in work.encodings} | float_activations
+    )
     return Sensitivity(
         model=fingerprint(prepared.model),
         method=options.method,
@@ -96,7 +100,7 @@ def measure_sensitivity(
         ranges=options.ranges,
         rounding="learned" if options.learns else "nearest",
         weights={site.name: found.weights[site.name] for site in sites.weights},
-        activations=found.activations,
+        activations={name: row for name, row in found.activations.items() if name not in float_activations},
         left_float=sites.left_float,
         expected_inputs=seen.expected_inputs,
         scales=work.scales,

@@ -1,0 +1,28 @@
+"""Activations that 8 bits are not enough for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from amq_onnx.sensitivity import ActivationRow, WeightRow
+
+# In nats, or as a share of the outputs' mean square: what an owner may notice.
+_NOTICED = 1e-3
+
+
+def outweighing(weights: Mapping[str, WeightRow], activations: Mapping[str, ActivationRow]) -> dict[str, str]:
+    """Why these activations stay float: each loses more at 8 bits than all that are less sensitive together, weights at
+    their widest included, and enough to be noticed.
+
+    Their large and small numbers matter alike, as where attention is linear and its sums are divided: no one scale
+    serves both. Rows need losses, or Ω in the same unit.
+    """
+    lost = {name: row.omega(8) for name, row in activations.items() if 8 in row.widths()}
+    rest = sum(lost.values()) + sum(row.omega(row.widths()[-1]) for row in weights.values())
+    found: dict[str, str] = {}
+    for name, loss in sorted(lost.items(), key=lambda item: -item[1]):
+        rest -= loss
+        if loss < _NOTICED or loss <= rest:
+            break
+        found[name] = f"rounded to 8 bits it alone loses {loss:.2g}, more than all that is less sensitive together"
+    return found
