@@ -36,14 +36,14 @@ def random_data(model: onnx.ModelProto, samples: int, seed: int) -> Dataset:
         shape = tuple(size for size in sizes if size is not None)
         if len(shape) < len(sizes):
             raise UsageError(f"--random needs fixed sizes, but input '{spec.name}' has free dimensions: give --data")
-        arrays[spec.name] = _drawn(generator, spec, shape, rows.get(spec.name))
+        arrays[spec.name] = _drawn(generator, spec, shape, rows.get(spec.name, 0))
     return Dataset(lambda: [arrays], specs, "random data")
 
 
-def _drawn(generator: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], rows: int | None) -> NDArray[Any]:
+def _drawn(generator: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], rows: int) -> NDArray[Any]:
     if spec.dtype.kind == "f":
         return generator.standard_normal(shape, np.float32).astype(spec.dtype)
-    if rows is not None:
+    if rows:
         return generator.integers(0, rows, shape).astype(spec.dtype)
     if spec.dtype.kind in "iu" and spec.dtype.itemsize == 1:
         limits = np.iinfo(spec.dtype)
@@ -67,6 +67,7 @@ def _table_rows(model: onnx.ModelProto) -> dict[str, int]:
                     reached.extend(node.output)
                 elif node.op_type == "Gather" and node.input[1] == name and node.input[0] in tables:
                     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-                    rows = tables[node.input[0]][axis]
+                    sizes = tables[node.input[0]]
+                    rows = sizes[axis] if -len(sizes) <= axis < len(sizes) else 0
                     found[value.name] = min(rows, found.get(value.name, rows))
     return found
