@@ -184,7 +184,8 @@ class _Tables:
         """The compiler of a method's table."""
         if method not in self._known:
             start = time.perf_counter()
-            options = replace(self.options, method=method)
+            # All strategies quantize the same tensors, so that only widths differ.
+            options = replace(self.options, method=method, float_where_needed=False)
             table = measure_sensitivity(
                 self.prepared, self.data, self.bits, self.activation_bits, options, self.progress
             )

@@ -84,7 +84,8 @@ def measure_sensitivity(
         heads = [replace(head, loss="squared", why="softmax or sigmoid is saturated on all samples") for head in heads]
         found = work.measure(heads)
     reason = "no output depends on it on the calibration data (a branch never taken, a gate always shut)"
-    float_activations = outweighing(found.weights, found.activations) if options.method in LOSS_METHODS else {}
+    measured = options.float_where_needed and options.method in LOSS_METHODS
+    float_activations = outweighing(found.weights, found.activations) if measured else {}
     sites = prepared.sites.without(
         {name: reason for name in found.unreached if name in work.encodings} | float_activations
     )

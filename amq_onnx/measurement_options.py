@@ -27,7 +27,8 @@ class SensitivityOptions:
     what biases need to make up for the mean error of rounded weights. weigh_inputs: weights take the scales of the
     least error of their layers' outputs, not their own. rounding: of which rounding losses are, where they are
     measured; None for that of the tuning that follows, else to nearest. channels: keep traces and errors of each output
-    channel, so that widths can be chosen for each.
+    channel, so that widths can be chosen for each. float_where_needed: leave activations float that 8 bits are not
+    enough for (see outweighing).
     """
 
     method: Method = "hybrid"
@@ -42,6 +43,7 @@ class SensitivityOptions:
     weigh_inputs: bool = True
     rounding: Rounding | None = None
     channels: bool = False
+    float_where_needed: bool = True
 
     def before(self, *, learning: bool) -> SensitivityOptions:
         """These, of the rounding that follows where none was asked for. learning: whether rounding is learned then.

@@ -1,5 +1,7 @@
 """Activations that 8 bits are not enough for stay float, and others don't."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from quantized_files import FAST
@@ -64,3 +66,7 @@ def test_large_and_small_numbers_that_matter_alike():
     found = Compiler(prepared, table, (8,), (8,)).best(10**6)
     assert found.bytes == found.predicted_bytes
     assert operators(found.model).count("QuantizeLinear") == 2
+    alike = measure_sensitivity(
+        prepared, random_data(proto, 64, 0), (8,), (8,), replace(FAST, float_where_needed=False)
+    )
+    assert sorted(alike.activations) == ["t", "wide", "x"]
