@@ -27,13 +27,16 @@ def weight(loss):
 @pytest.mark.parametrize(
     ("activations", "of_weights", "expected"),
     [
-        (rows(a=0.02, b=0.005, c=0.001), 0.001, ["a", "b"]),
-        (rows(a=0.02, b=0.005, c=0.004), 0.002, ["a"]),
-        (rows(a=0.02, b=0.005), 0.03, []),
-        (rows(a=0.0009, b=0.0001), 0.0, []),
+        (rows(a=0.02, b=0.005, c=0.0004, d=0.0001, e=0), 0.001, ["a", "b"]),
+        (rows(a=0.02, b=0.005, c=0.0015, d=0.0001, e=0.0001), 0.002, ["a"]),
+        (rows(a=0.02, b=0.0001, c=0.0001), 0.03, []),
+        (rows(a=0.0009, b=0.00001, c=0.00001), 0.0, []),
+        (rows(a=0.02, b=0.003, c=0.003), 0.0, []),
+        (rows(a=0.5, b=0.001), 0.0, []),
+        (rows(a=0.5), 0.0, []),
         ({}, 0.1, []),
     ],
-    ids=["two", "one", "weights lose more", "nobody notices", "no activations"],
+    ids=["two", "one", "weights lose more", "nobody notices", "much alike", "of two", "alone", "no activations"],
 )
 def test_who_outweighs_the_rest(activations, of_weights, expected):
     assert list(outweighing(weight(of_weights), activations)) == expected
