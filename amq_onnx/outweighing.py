@@ -15,7 +15,7 @@ _TIMES_THE_MEDIAN = 10
 
 def outweighing(weights: Mapping[str, WeightRow], activations: Mapping[str, ActivationRow]) -> dict[str, str]:
     """Why these activations stay float: each loses more at 8 bits than all that are less sensitive together, weights at
-    their widest included, and enough to be noticed.
+    their widest included, ten times what half of all activations lose, and enough to be noticed.
 
     Their large and small numbers matter alike, as where attention is linear and its sums are divided: no one scale
     serves both. Rows need losses, or Ω in the same unit.

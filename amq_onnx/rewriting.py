@@ -133,7 +133,7 @@ class Prepared:
         """Bytes of the file that depend on an activation's encoding."""
         taken = self.target.activation_bytes(self.keys[name], encoding)
         alpha, beta, alone = self.hard_sigmoids.get(name, (0.0, 0.0, False))
-        if not self.target.dequantizes_at_load or not begins_on_a_code(encoding, alpha, beta):
+        if not self.target.for_onnxruntime or not begins_on_a_code(encoding, alpha, beta):
             return taken
         # What the pass makes of the node is measured on it alone.
         node = next(node for node in self.model.graph.node if node.op_type == "HardSigmoid" and node.input[0] == name)
@@ -201,7 +201,7 @@ def trainable(
     """
     passes: list[Pass] = [CorrectBiases(shifts, prepared.stem)] if shifts else []
     insert = InsertQDQ(encodings, prepared.stem, prepared.keys)
-    return run(prepared.model, [*passes, insert, PlaceOnCodes(prepared.target.dequantizes_at_load)])
+    return run(prepared.model, [*passes, insert, PlaceOnCodes(prepared.target.for_onnxruntime)])
 
 
 def simulate(
@@ -240,9 +240,10 @@ def lower(
     target = prepared.target
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
-    if target.dequantizes_at_load:
-        passes.insert(0, HardSigmoidsOnCodes(encodings, prepared.stem, prepared.keys))
-        passes += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem), DequantizeAtLoad()]
+    if target.for_onnxruntime:
+        hard_sigmoids = HardSigmoidsOnCodes(encodings, prepared.stem, prepared.keys)
+        grouped = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
+        passes = [hard_sigmoids, *passes, *grouped, DequantizeAtLoad()]
     model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)

@@ -29,6 +29,11 @@ class Pass(ABC):
         """
 
 
+def is_standard(node: gs.Node) -> bool:
+    """True for an operator of ONNX's own operator set."""
+    return node.domain in (None, "", "ai.onnx")
+
+
 def only_reader(node: gs.Node, outputs: set[int]) -> gs.Node | None:
     """The node that alone reads the output of `node`, None where others do too. outputs: ids of the graph's outputs."""
     made = node.outputs[0]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, is_standard
 
 # f(s x) = s f(x) for every s > 0, channel by channel, whatever the attributes.
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -79,7 +79,7 @@ def _pair(first: gs.Node, outputs: set[int], captured: set[str]) -> tuple[gs.Nod
 
 def _own_constants(node: gs.Node, captured: set[str]) -> bool:
     """True for a Conv or plain Gemm whose weight and bias are constants of its own."""
-    if node.op not in ("Conv", "Gemm") or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in ("Conv", "Gemm") or not is_standard(node):
         return False
     if node.op == "Gemm" and (
         node.attrs.get("alpha", 1.0) != 1 or node.attrs.get("beta", 1.0) != 1 or node.attrs.get("transA", 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass, only_reader
+from amq_onnx.passes.base import Pass, is_standard, only_reader
 
 # A factor that was written as 0.16666667 is that of Div(6).
 _TOLERANCE = 1e-6
@@ -54,7 +54,7 @@ class SplitHardSwishes(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        swishes = [node for node in graph.nodes if node.op == "HardSwish" and node.domain in (None, "", "ai.onnx")]
+        swishes = [node for node in graph.nodes if node.op == "HardSwish" and is_standard(node)]
         for node in swishes:
             source, result = node.inputs[0], node.outputs[0]
             factor = gs.Variable(f"{result.name}_hard_sigmoid", result.dtype, result.shape)

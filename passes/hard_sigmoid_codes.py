@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.kernels import CODE_BOUNDS
 from amq_onnx.quantizer.activation_ranges import codes_below
 from amq_onnx.quantizer.encoding import Encoding
@@ -74,7 +74,7 @@ class HardSigmoidsOnCodes(Pass):
 
 def is_hard_sigmoid(node: gs.Node) -> bool:
     """True for the standard operator."""
-    return node.op == "HardSigmoid" and node.domain in (None, "", "ai.onnx")
+    return node.op == "HardSigmoid" and is_standard(node)
 
 
 def slope(node: gs.Node) -> tuple[float, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.base import is_standard
 
 # Layers that have integer kernels.
 INTEGER = frozenset({"Conv", "Gemm", "MatMul"})
@@ -22,7 +24,7 @@ def is_integer(node: gs.Node) -> bool:
     onnxruntime fuses DQ, DQ -> Conv -> Q into QLinearConv, and DQ, DQ -> MatMul into MatMulIntegerToFloat (Gemm
     into QGemm) whatever reads it. Without that, every DQ of a constant is computed anew at each run.
     """
-    if node.op not in INTEGER or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in INTEGER or not is_standard(node):
         return False
     if not all(tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" for tensor in node.inputs[:2]):
         return False
@@ -30,6 +32,25 @@ def is_integer(node: gs.Node) -> bool:
         return True
     readers = behind_absorbed(node.outputs[0]).outputs
     return bool(readers) and all(reader.op == "QuantizeLinear" for reader in readers)
+
+
+def grouped_convolutions(graph: gs.Graph) -> Iterator[tuple[gs.Node, int, list[int]]]:
+    """Conv nodes of several groups on integer kernels, with constant codes: node, groups, shape of the weight.
+
+    Nodes may be added to the graph on the way.
+    """
+    for node in list(graph.nodes):
+        groups = int(node.attrs.get("group", 1))
+        if (
+            node.op != "Conv"
+            or groups == 1
+            or not is_integer(node)
+            or not is_constant(node.inputs[1].inputs[0].inputs[0])
+        ):
+            continue
+        shape = node.inputs[1].shape
+        if shape is not None and all(isinstance(size, int) for size in shape):
+            yield node, groups, list(shape)
 
 
 def biased(node: gs.Node) -> tuple[gs.Node, int] | None:

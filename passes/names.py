@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 
 import onnx_graphsurgeon as gs
 
@@ -25,6 +27,12 @@ def free_name(name: str, taken: Counter[str]) -> str:
     taken[name] -= 1
     taken[f"{name}_{number}"] += 1
     return f"{name}_{number}"
+
+
+def free_names(graph: gs.Graph, prefix: str) -> Iterator[str]:
+    """Names for new tensors of `graph`: prefix0, prefix1, ..., but for those that it has now."""
+    taken = set(graph.tensors())
+    return (name for number in count() if (name := f"{prefix}{number}") not in taken)
 
 
 def drop_taken_node_names(graph: gs.Graph, joining: list[gs.Node]) -> None:

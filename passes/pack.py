@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import count
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +12,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from amq_onnx.errors import ModelError
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.kernels import CODE_BOUNDS, biased, is_constant, is_integer
+from amq_onnx.passes.names import free_names
 from amq_onnx.quantizer.affine import quantize
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.recipe import Codes, Recipe
@@ -97,8 +97,7 @@ class QuantizeBiases(Pass):
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         products: dict[tuple[str, str], gs.Variable] = {}
-        taken = set(graph.tensors())
-        free = (name for number in count() if (name := f"{self.stem}b{number}") not in taken)
+        free = free_names(graph, f"{self.stem}b")
         changed = False
         for node in list(graph.nodes):
             found = _biased(node)

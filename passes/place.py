@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.kernels import CODE_BOUNDS
 
 # Their outputs hold only values of their first input, and they are defined on 8-bit integers (opset 13).
@@ -64,7 +64,7 @@ class PlaceOnCodes(Pass):
 
 def is_carrier(node: gs.Node) -> bool:
     """True for an operator whose outputs hold no other numbers than its first input, or zeros besides."""
-    if node.domain not in (None, "", "ai.onnx") or (len(node.outputs) != 1 and node.op != "Split"):
+    if not is_standard(node) or (len(node.outputs) != 1 and node.op != "Split"):
         return False
     if node.op == "Pad":
         fill = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None

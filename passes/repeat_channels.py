@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import count
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
-from amq_onnx.passes.kernels import is_constant, is_integer
+from amq_onnx.passes.kernels import grouped_convolutions
+from amq_onnx.passes.names import free_names
 
 
 class RepeatChannels(Pass):
@@ -27,8 +26,7 @@ class RepeatChannels(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        taken = graph.tensors()
-        free = (name for number in count() if (name := f"{self.stem}r{number}") not in taken)
+        free = free_names(graph, f"{self.stem}r")
         numbers: dict[int, gs.Constant] = {}
         indices: dict[tuple[int, int], gs.Variable] = {}
 
@@ -43,13 +41,9 @@ class RepeatChannels(Pass):
             return output
 
         changed = False
-        for conv in [node for node in graph.nodes if node.op == "Conv"]:
-            shape, groups = conv.inputs[1].shape, int(conv.attrs.get("group", 1))
-            if groups == 1 or not is_integer(conv) or shape is None or shape[1] != 1 or shape[0] == groups:
+        for conv, groups, (outputs, inputs, *_) in grouped_convolutions(graph):
+            if inputs != 1 or outputs == groups:
                 continue
-            if not is_constant(conv.inputs[1].inputs[0].inputs[0]):
-                continue
-            outputs = int(shape[0])
             if (outputs, groups) not in indices:
                 channels = made("Range", [number(0), number(outputs), number(1)])
                 indices[outputs, groups] = made("Div", [channels, number(outputs // groups)])

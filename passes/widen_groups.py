@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import count
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
-from amq_onnx.passes.kernels import is_constant, is_integer
+from amq_onnx.passes.kernels import grouped_convolutions
+from amq_onnx.passes.names import free_names
 
 # Channels of a group, as many as onnxruntime's integer matrix products need to be worth their call, and at most.
 _WIDE, _WIDEST = 32, 192
@@ -36,8 +36,7 @@ class WidenGroups(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        taken = graph.tensors()
-        free = (name for number in count() if (name := f"{self.stem}g{number}") not in taken)
+        free = free_names(graph, f"{self.stem}g")
         numbers: dict[tuple[int, ...], gs.Constant] = {}
 
         def constant(*values: int) -> gs.Constant:
@@ -46,19 +45,15 @@ class WidenGroups(Pass):
             return numbers[values]
 
         changed = False
-        for conv in [node for node in graph.nodes if node.op == "Conv"]:
-            shape, groups = conv.inputs[1].shape, int(conv.attrs.get("group", 1))
-            if groups == 1 or not is_integer(conv) or shape is None or not all(isinstance(size, int) for size in shape):
+        for conv, groups, (outputs, inputs, *kernel) in grouped_convolutions(graph):
+            joined = _joined(groups, inputs, outputs // groups)
+            if joined == 1 or len(conv.inputs[1].outputs) != 1:
                 continue
-            joined = _joined(groups, int(shape[1]), int(shape[0]) // groups)
             dequantize = conv.inputs[1].inputs[0]
             codes = dequantize.inputs[0]
-            if joined == 1 or len(conv.inputs[1].outputs) != 1 or not is_constant(codes):
-                continue
-            outputs, inputs, *kernel = map(int, shape)
             row = joined * inputs * math.prod(kernel)
             steps = [
-                ("Pad", constant(*[0] * (len(shape) + 1), (joined - 1) * inputs, *[0] * len(kernel))),
+                ("Pad", constant(*[0] * (len(kernel) + 3), (joined - 1) * inputs, *[0] * len(kernel))),
                 ("Reshape", constant(groups // joined, joined, -1)),
                 ("Pad", constant(0, 0, 0, 0, 0, row // joined)),
                 ("Reshape", constant(groups // joined, -1)),

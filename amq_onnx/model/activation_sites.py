@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from amq_onnx.passes.base import is_standard
+from amq_onnx.passes.hard_sigmoid_codes import is_hard_sigmoid
 from amq_onnx.passes.kernels import ABSORBED, behind_absorbed
 from amq_onnx.passes.place import is_carrier
 
@@ -68,7 +70,7 @@ def find_activations(
 
 def _is_anchor(graph: gs.Graph, node: gs.Node, weights: Collection[int]) -> bool:
     """True for a layer that integer kernels can run: weights on the right, or a product of two activations."""
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return False
     match node.op:
         case "Conv":
@@ -113,7 +115,7 @@ def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
 def _in_front(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
     """What must be quantized for `node` to read codes as `tensor`: of a factor, what it is the hard sigmoid of."""
     factor = tensor.inputs[0] if node.op == "Mul" and tensor.inputs else None
-    return factor.inputs[0] if factor is not None and factor.op == "HardSigmoid" else tensor
+    return factor.inputs[0] if factor is not None and is_hard_sigmoid(factor) else tensor
 
 
 def _source(tensor: gs.Tensor) -> gs.Tensor:

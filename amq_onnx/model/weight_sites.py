@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from amq_onnx.passes.base import is_standard
+
 # Where each operator reads weights. Gather reads an embedding: a table whose rows it picks.
 OPERATORS: dict[str, tuple[int, ...]] = {
     "Conv": (1,),
@@ -55,7 +57,7 @@ def find_weights(graph: gs.Graph, initializers: Collection[str], left_float: dic
     found: list[FoundWeight] = []
     known: set[str] = set()
     for node in (node for part in (graph, *graph.subgraphs(recursive=True)) for node in part.nodes):
-        for position in OPERATORS.get(node.op, ()) if node.domain in (None, "", "ai.onnx") else ():
+        for position in OPERATORS.get(node.op, ()) if is_standard(node) else ():
             tensor = _constant_behind(node, position)
             if tensor is None or tensor.name in known or (node.op == "Gather" and not _is_embedding(node, tensor)):
                 continue

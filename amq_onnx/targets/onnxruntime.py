@@ -53,7 +53,7 @@ class OnnxRuntimeTarget(Target):
     weight_widths = range(1, 9)
     activation_widths = range(2, 9)
     mixes = True
-    dequantizes_at_load = True
+    for_onnxruntime = True
     speed = (
         "where the kernel says integer, weights of every width run at the speed of int8; elsewhere they are "
         "dequantized once, at load, and run at the speed of the float model",

@@ -36,7 +36,7 @@ class StandardTarget(Target):
     name = "standard"
     weight_widths = range(1, 17)
     activation_widths = (*range(2, 9), 16)
-    dequantizes_at_load = False
+    for_onnxruntime = False
     # Measured on a ResNet50-like and a transformer-like graph, onnxruntime 1.32, one thread, one x86-64 machine.
     speed = (
         "weights of 5 to 8 bits beside quantized activations run on onnxruntime's integer kernels, in .19 to .35 of "

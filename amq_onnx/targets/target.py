@@ -26,9 +26,10 @@ class Target(ABC):
     mixes: ClassVar[bool] = False
     """The channels of one weight may have widths of their own."""
 
-    dequantizes_at_load: ClassVar[bool]
-    """Weights that no integer kernel reads are dequantized by operators that the runtime folds, and weights that
-    others only move (Gather, Transpose) are moved as codes."""
+    for_onnxruntime: ClassVar[bool]
+    """The graph may be shaped for what onnxruntime folds at load and has kernels for. Weights that no integer kernel
+    reads are dequantized by operators that it folds, weights that others only move (Gather, Transpose) are moved as
+    codes, narrow groups of convolutions are joined, and hard sigmoids are computed on codes."""
 
     speed: ClassVar[Sequence[str]]
     """What a user should know of the speed of such files, a sentence each."""
