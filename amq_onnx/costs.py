@@ -189,7 +189,9 @@ def search_space(
         encodings = [activation_encoding(*activation.ranges[bits], bits) for bits in options]
         widths.append(options)
         loss.append([activation.omega(bits) for bits in options])
-        size.append([prepared.activation_bytes(name, encoding) for encoding in encodings])
+        taken = [prepared.activation_bytes(name, encoding) for encoding in encodings]
+        # What every width saves is no choice: it counts in none of them.
+        size.append([each - min(0, *taken) for each in taken])
         second.append([activation.elements * bits for bits in options])
         # The bound 0 is there anyway, as the zero point of most activations.
         keys.append(tuple(frozenset(target.activation_constants(encoding)) - {"c0"} for encoding in encodings))

@@ -26,6 +26,7 @@ from amq_onnx.quantizer.activation_ranges import (
     activation_range,
     mean_squared_error,
     range_of_hard_sigmoid,
+    range_of_shift,
 )
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
@@ -223,9 +224,12 @@ class _Measurement:
             name: {bits: activation_range(histogram, bits, self.options.ranges) for bits in self.activation_bits}
             for name, histogram in histograms.items()
         }
-        for name, (alpha, beta, alone) in self.prepared.hard_sigmoids.items():
+        for name, (alpha, beta, alone) in self.prepared.code_operators.hard_sigmoids.items():
             for bits, (low, high) in ranges.get(name, {}).items():
                 ranges[name][bits] = range_of_hard_sigmoid(low, high, bits, alpha, beta, alone)
+        for name, shift in self.prepared.code_operators.shifts.items():
+            for bits, ends in ranges.get(name, {}).items():
+                ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, shift, self.options.ranges)
         return ranges
 
     def _bounded(self, found: SiteLosses, heads: Sequence[Head], losses: Sequence[Loss]) -> SiteLosses:

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
+from amq_onnx.code_operators import CodeOperators, find_code_operators
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, linear_layers
@@ -21,9 +22,8 @@ from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.equalize import EqualizeChannels
-from amq_onnx.passes.fold_affine import FoldAffine
+from amq_onnx.passes.fold_affine import FoldAffine, FoldAffineForward
 from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
-from amq_onnx.passes.hard_sigmoid_codes import HardSigmoidsOnCodes, begins_on_a_code, is_hard_sigmoid, slope
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
@@ -47,7 +47,7 @@ from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
-_PREPARATION = (FoldAffine(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes())
+_PREPARATION = (FoldAffine(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes(), FoldAffineForward())
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
@@ -124,29 +124,14 @@ class Prepared:
         return linear_layers(self.model, {site.name for site in self.sites.weights if site.axis is not None})
 
     @cached_property
-    def hard_sigmoids(self) -> dict[str, tuple[float, float, bool]]:
-        """Of each tensor that a HardSigmoid reads, its alpha and beta, and whether nothing else reads the tensor."""
-        nodes = [node for node in gs.import_onnx(self.model).nodes if is_hard_sigmoid(node)]
-        return {node.inputs[0].name: (*slope(node), len(node.inputs[0].outputs) == 1) for node in nodes}
+    def code_operators(self) -> CodeOperators:
+        """Float operators that the file computes on codes."""
+        return find_code_operators(self.model, {site.name for site in self.sites.activations}, self.stem, self.keys)
 
     def activation_bytes(self, name: str, encoding: Encoding) -> int:
         """Bytes of the file that depend on an activation's encoding."""
         taken = self.target.activation_bytes(self.keys[name], encoding)
-        alpha, beta, alone = self.hard_sigmoids.get(name, (0.0, 0.0, False))
-        if not self.target.for_onnxruntime or not begins_on_a_code(encoding, alpha, beta):
-            return taken
-        # What the pass makes of the node is measured on it alone.
-        node = next(node for node in self.model.graph.node if node.op_type == "HardSigmoid" and node.input[0] == name)
-        nodes = [node] if alone else [node, helper.make_node("Neg", [name], [f"{self.stem}n"])]
-        outputs = [helper.make_tensor_value_info(made.output[0], onnx.TensorProto.FLOAT, [1]) for made in nodes]
-        source = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
-        graph = helper.make_graph(nodes, "hard_sigmoid", [source], outputs)
-        imports = [entry for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
-        model = helper.make_model(graph, opset_imports=imports, ir_version=self.model.ir_version)
-        before = run(model, [InsertQDQ({name: encoding}, self.stem, self.keys)])
-        after = run(before, [HardSigmoidsOnCodes({name: encoding}, self.stem, self.keys)])
-        sizes = [len(strip_exporter_metadata(made).SerializeToString()) for made in (before, after)]
-        return taken + sizes[1] - sizes[0]
+        return taken + (self.code_operators.added_bytes(name, encoding) if self.target.for_onnxruntime else 0)
 
     @cached_property
     def biases(self) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -241,9 +226,8 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
     if target.for_onnxruntime:
-        hard_sigmoids = HardSigmoidsOnCodes(encodings, prepared.stem, prepared.keys)
         grouped = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
-        passes = [hard_sigmoids, *passes, *grouped, DequantizeAtLoad()]
+        passes = [*prepared.code_operators.passes(encodings), *passes, *grouped, DequantizeAtLoad()]
     model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)

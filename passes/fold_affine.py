@@ -1,4 +1,4 @@
-"""Folds scales and shifts behind a convolution into it."""
+"""Folds factors and shifts behind a convolution, and in front of one, into it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from amq_onnx.passes.base import Pass, only_reader
+from amq_onnx.passes.affine import Affine, affine
+from amq_onnx.passes.base import Pass, is_standard, only_reader
 
 Channels = NDArray[np.float64]
 
@@ -58,6 +59,60 @@ class FoldAffine(Pass):
         name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
         weight.values = scaled.astype(dtype)
         conv.inputs = [conv.inputs[0], weight, gs.Constant(name, (bias * factor + shift).astype(dtype))]
+
+
+class FoldAffineForward(Pass):
+    """Folds a factor and a shift, one number each, into all the convolutions that read what they make.
+
+    Before:  x -> Mul(k) -> Add(c) -> y -> Conv(W, b)
+    After:   x -> Conv(W * k, b + sum(W) * c)          the sum is over a channel's weights
+             x -> Add(c / k) -> Conv(W * k, b)         where one of them pads: what it pads with stays 0
+
+    So for Div and Sub. Left alone: what something else reads, weights that aren't constants or have other readers,
+    factors of 0 and less.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        changed = False
+        for tensor in [node.outputs[0] for node in graph.nodes if node.op in ("Add", "Div", "Mul", "Sub")]:
+            found = affine(tensor)
+            convs = list(tensor.outputs)
+            if not found.nodes or id(tensor) in outputs or not convs or not all(map(_reads_affine, convs)):
+                continue
+            padded = any(_pads(conv) for conv in convs)
+            if padded and found.factor == 1.0:
+                continue
+            self._fold(graph, convs, found, tensor, padded)
+            changed = True
+        return changed
+
+    @staticmethod
+    def _fold(graph: gs.Graph, convs: list[gs.Node], found: Affine, tensor: gs.Tensor, padded: bool) -> None:
+        read = found.source
+        if padded and found.shift:
+            read = gs.Variable(f"{tensor.name}_shifted", np.float32, tensor.shape)
+            number = gs.Constant(f"{tensor.name}_shift", np.asarray(found.shift / found.factor, np.float32))
+            graph.nodes.append(gs.Node("Add", "", {}, [found.source, number], [read]))
+        for conv in convs:
+            weight = conv.inputs[1]
+            values = weight.values.astype(np.float64)
+            conv.inputs[0] = read
+            weight.values = (values * found.factor).astype(np.float32)
+            if found.shift and not padded:
+                added = values.reshape(len(values), -1).sum(1) * found.shift
+                name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
+                bias = conv.inputs[2].values if len(conv.inputs) > 2 else 0.0
+                conv.inputs = [*conv.inputs[:2], gs.Constant(name, (bias + added).astype(np.float32))]
+
+
+def _reads_affine(node: gs.Node) -> bool:
+    return node.op == "Conv" and is_standard(node) and _foldable(node)
+
+
+def _pads(conv: gs.Node) -> bool:
+    return conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(conv.attrs.get("pads", ()))
 
 
 def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
+from amq_onnx.passes.affine import number_of, with_number
 from amq_onnx.passes.base import Pass, is_standard, only_reader
 
 # A factor that was written as 0.16666667 is that of Div(6).
@@ -67,12 +67,12 @@ class SplitHardSwishes(Pass):
 def _steps(clip: gs.Node, outputs: set[int]) -> tuple[gs.Tensor, float, float, gs.Node | None, gs.Node] | None:
     """Of a hard sigmoid around a Clip: what it is of, what is added, the upper bound, the Mul behind the Clip if there
     is one, and the node that divides."""
-    if len(clip.inputs) < 3 or _number(clip.inputs[1]) != 0.0 or not clip.inputs[0].inputs:
+    if len(clip.inputs) < 3 or number_of(clip.inputs[1]) != 0.0 or not clip.inputs[0].inputs:
         return None
-    most, add = _number(clip.inputs[2]), clip.inputs[0].inputs[0]
+    most, add = number_of(clip.inputs[2]), clip.inputs[0].inputs[0]
     if most is None or most <= 0 or add.op != "Add" or only_reader(add, outputs) is None:
         return None
-    source, shift = _with_number(add)
+    source, shift = with_number(add)
     if source is None or shift is None:
         return None
     behind = only_reader(clip, outputs)
@@ -88,25 +88,9 @@ def _steps(clip: gs.Node, outputs: set[int]) -> tuple[gs.Tensor, float, float, g
 
 def _divides(node: gs.Node, tensor: gs.Tensor, by: float) -> bool:
     """Whether all that `node` does is to divide `tensor` by a number."""
-    read, number = _with_number(node)
+    read, number = with_number(node)
     if read is not tensor or number is None:
         return False
     if node.op == "Div":
         return node.inputs[0] is tensor and abs(number / by - 1) < _TOLERANCE
     return node.op == "Mul" and abs(number * by - 1) < _TOLERANCE
-
-
-def _with_number(node: gs.Node) -> tuple[gs.Tensor | None, float | None]:
-    """The tensor and the number that a node of two inputs computes with, None where it isn't of such two."""
-    if len(node.inputs) == 2:
-        for tensor, other in (node.inputs, node.inputs[::-1]):
-            if not isinstance(tensor, gs.Constant) and (number := _number(other)) is not None:
-                return tensor, number
-    return None, None
-
-
-def _number(tensor: gs.Tensor) -> float | None:
-    """The value of a float constant of one number that adds no dimension to what it is computed with."""
-    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or tensor.shape not in ((), (1,), [], [1]):
-        return None
-    return float(tensor.values.reshape(()))

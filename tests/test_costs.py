@@ -209,3 +209,33 @@ def test_hard_sigmoids_on_codes_are_paid_for(average):
     assert found.bytes == found.predicted_bytes
     if average == 8:
         assert clips == 2 and not any(item.op_type == "HardSigmoid" for item in found.model.graph.node)
+
+
+@pytest.mark.parametrize("average", [4, 6, 8])
+@pytest.mark.parametrize("shared", [True, False])
+def test_factors_and_shifts_that_quantizers_take_over_are_paid_for(average, shared):
+    """A shift is a whole number of steps at 8 bits, not at 4, so that files of the two differ in more than codes."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("HardSwish", "c", "s"),
+        node("Mul", "s k", "m"),
+        node("Add", "m shift", "a"),
+        node("GlobalAveragePool", "a", "p"),
+        node("Conv", "p u", "g"),
+        node("HardSigmoid", "g", "gate"),
+        node("Mul", "a gate", "o"),
+        node("Mul", "o k" if shared else "o l", "r"),
+        node("Conv", "r v", "d", pads=[1, 1, 1, 1]),
+        node("Relu", "d", "e"),
+        node("Softmax", "e", "y", axis=1),
+    ]
+    constants = {"w": 6 * scaled(1, 4, 3, 3, 3), "u": scaled(2, 4, 4, 1, 1), "v": scaled(3, 5, 4, 6, 6)}
+    constants |= {"k": np.float32(0.7), "l": np.float32([0.7]), "shift": np.float32([-0.3])}
+    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
+    prepared = prepare(proto)
+    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
+    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), (4, 8), options)
+    found = Compiler(prepared, table, (8,), (4, 8), activation_average=average).best(10**6)
+    assert found.bytes == found.predicted_bytes
+    adds = sum(item.op_type == "Add" for item in found.model.graph.node)
+    assert adds == (0 if found.plan.activations["a"].bits == 8 else 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from amq_onnx.passes.affine import affine, affine_step
 from amq_onnx.passes.base import is_standard
 from amq_onnx.passes.hard_sigmoid_codes import is_hard_sigmoid
 from amq_onnx.passes.kernels import ABSORBED, behind_absorbed
@@ -126,7 +127,7 @@ def _source(tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _from_quantized(tensor: gs.Tensor, quantized: set[int]) -> bool:
-    tensor = _source(tensor)
+    tensor = affine(_source(tensor)).source
     if not tensor.inputs:
         return False
     producer = tensor.inputs[0]
@@ -136,8 +137,15 @@ def _from_quantized(tensor: gs.Tensor, quantized: set[int]) -> bool:
 
 
 def _to_quantized(tensor: gs.Tensor, quantized: set[int]) -> bool:
-    """True where a quantized operator reads `tensor`, through carriers and absorbed operators."""
-    return any(id(reader) in quantized for reached in _reached(tensor, _passes_on) for reader in reached.outputs)
+    """True where a quantized operator reads `tensor`, through carriers and what a quantizer absorbs."""
+    return any(id(reader) in quantized for reached in _reached(tensor, _is_absorbed) for reader in reached.outputs)
+
+
+def _is_absorbed(node: gs.Node) -> bool:
+    if _passes_on(node):
+        return True
+    step = affine_step(node)
+    return step is not None and len(step.source.outputs) == 1
 
 
 def _passes_on(node: gs.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,8 +14,10 @@ from amq_onnx.quantizer.histogram import StreamingHistogram
 _COARSE = np.geomspace(1.0, 0.02, 48)
 _FINE = np.linspace(0.92, 1.08, 17)
 _PERCENTILE = 99.99
-# How much finer or coarser a scale may become for a hard sigmoid to begin and end on a code.
+# How much finer or coarser a scale may become for a hard sigmoid to begin and end on a code, or for a shift.
 _FINER, _COARSER = 1 / 1.02, 1.1
+# How much larger its error may become for a shift to be a whole number of steps.
+_WORSE = 1.25
 # To look for an edge between two codes takes as long as to round this many bins.
 _BINS_PER_EDGE = 7
 
@@ -96,11 +100,38 @@ def codes_below(scale: float, zero_point: int, alpha: float, beta: float) -> int
     return min(round(beta / (alpha * scale)), zero_point)
 
 
-def mean_squared_error(histogram: StreamingHistogram, low: float, high: float, bits: int) -> float:
-    """What rounding to `bits` bits that cover [low, high] does to a number of the histogram, squared, in the mean."""
+def range_of_shift(
+    histogram: StreamingHistogram, low: float, high: float, bits: int, shift: float, method: RangeMethod = "curvature"
+) -> tuple[float, float]:
+    """[low, high], found by `method`, moved so little that `shift`, which was added to the tensor, is a whole number of
+    steps.
+
+    Steps become hardly finer: the few largest values, which they would cut off, matter more than their mean squared
+    error tells. Unchanged where that error, weighted as for `method`, would become more than a quarter larger: a shift
+    of few steps.
+    """
+    encoding = activation_encoding(low, high, bits)
+    steps, zero_point = abs(shift) / float(encoding.scale), encoding.zero_point
+    scales = [abs(shift) / count for count in (math.floor(steps), math.floor(steps / _FINER)) if count]
+    moved = [(-zero_point * scale, (2**bits - 1 - zero_point) * scale) for scale in scales]
+    least, *errors = (
+        mean_squared_error(histogram, *ends, bits, weighted=method == "curvature") for ends in ((low, high), *moved)
+    )
+    if not errors or min(errors) > _WORSE * least:
+        return low, high
+    return moved[errors.index(min(errors))]
+
+
+def mean_squared_error(
+    histogram: StreamingHistogram, low: float, high: float, bits: int, *, weighted: bool = False
+) -> float:
+    """What rounding to `bits` bits that cover [low, high] does to a number of the histogram, squared, in the mean.
+
+    weighted: by the histogram's weights.
+    """
     if not histogram.count:
         return 0.0
-    centres, amounts = histogram.centres()
+    centres, amounts = histogram.centres(weighted=weighted)
     rounded = round_trip(centres.astype(np.float32), activation_encoding(low, high, bits))
     return float(np.square(rounded - centres) @ amounts / amounts.sum())
 

@@ -29,7 +29,8 @@ class Target(ABC):
     for_onnxruntime: ClassVar[bool]
     """The graph may be shaped for what onnxruntime folds at load and has kernels for. Weights that no integer kernel
     reads are dequantized by operators that it folds, weights that others only move (Gather, Transpose) are moved as
-    codes, narrow groups of convolutions are joined, and hard sigmoids are computed on codes."""
+    codes, narrow groups of convolutions are joined, hard sigmoids are computed on codes, and quantizers take over what
+    is multiplied and added in front of them."""
 
     speed: ClassVar[Sequence[str]]
     """What a user should know of the speed of such files, a sentence each."""

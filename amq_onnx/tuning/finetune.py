@@ -289,8 +289,10 @@ class _Parameters:
     def __post_init__(self) -> None:
         constants, options = self.executor.initializers, self.options
         weights, activations = find_quantizers(self.quantized)
-        self._quantizers = {site.scale: site for site in (*weights.values(), *activations.values())}
-        self._leaders = aligned_scales(self.quantized, constants)
+        learned = (site for site in (*weights.values(), *activations.values()) if not site.fixed)
+        self._quantizers = {site.scale: site for site in learned}
+        aligned = aligned_scales(self.quantized, constants)
+        self._leaders = {name: by for name, by in aligned.items() if {name, by} <= self._quantizers.keys()}
         for name, leader in self._leaders.items():  # scales that are to stay equal have one limit
             limits = [self._quantizers[other].limit for other, by in self._leaders.items() if by == leader]
             self._quantizers[name] = replace(self._quantizers[name], limit=min(limits))

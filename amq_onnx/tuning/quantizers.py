@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
+
+from amq_onnx.passes.absorb_affine import absorbed
+from amq_onnx.passes.affine import affine
 
 _BOUNDS = ("Clip", "Max", "Min")
 # With as many codes, the rounding of an activation is lost in that of the weights.
@@ -26,7 +30,8 @@ class Quantizer:
     initializer with its scale or scales; axis: along which they run, None for one scale. low, high: smallest and
     largest code, less the zero point; for codes bounded channel by channel, arrays that broadcast against the tensor.
     limit: the largest scale with which the codes still imply the Clip that makes the tensor, so that it can be dropped
-    in front of them; infinite where there is none.
+    in front of them; infinite where there is none. fixed: whether the scale has to stay, since a number that was added
+    to the tensor is a whole number of its steps (AbsorbAffine).
     """
 
     tensor: str
@@ -36,6 +41,7 @@ class Quantizer:
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     limit: float = math.inf
+    fixed: bool = False
 
     @property
     def narrow(self) -> bool:
@@ -47,6 +53,11 @@ def find_quantizers(model: onnx.ModelProto) -> tuple[dict[str, Quantizer], dict[
     """Quantizers of the weights and of the activations of a simulated graph, by the tensor that each reads."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     clips = {node.output[0]: node for node in model.graph.node if node.op_type == "Clip"}
+    fixed = {
+        node.inputs[0].name
+        for node in gs.import_onnx(model).nodes
+        if absorbed(node) is not None and affine(node.inputs[0]).shift
+    }
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -58,6 +69,8 @@ def find_quantizers(model: onnx.ModelProto) -> tuple[dict[str, Quantizer], dict[
             found = _quantizer(node, constants, readers)
             if found.tensor in clips:
                 found = replace(found, limit=_limit(found, clips[found.tensor], constants))
+            if found.tensor in fixed:
+                found = replace(found, fixed=True)
             (weights if found.tensor in constants else activations)[found.tensor] = found
     return weights, activations
 

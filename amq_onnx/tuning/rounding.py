@@ -309,7 +309,7 @@ class _Network:
         activations = [
             site
             for name, site in self.activations.items()
-            if name in block.tensors and site.scale not in values and not site.narrow
+            if name in block.tensors and site.scale not in values and not site.narrow and not site.fixed
         ]
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
         data = training.parts(samples_a_step(self.float, block, training.chunks[0]))

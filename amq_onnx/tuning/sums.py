@@ -99,7 +99,8 @@ class SumAligner:
         progress: Progress | None = None,
     ) -> None:
         self.executor = executor
-        self.chains = chains(find_sums(model))
+        fixed = {site.scale for site in activations.values() if site.fixed}
+        self.chains = chains(each for each in find_sums(model) if fixed.isdisjoint(each.scales))
         self.sites = {site.scale: site for site in activations.values()}
         self.heads, self.losses = heads, losses
         self.samples = samples

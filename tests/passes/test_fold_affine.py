@@ -7,12 +7,13 @@ from small_graphs import (
     assert_left_alone,
     assert_rewrites,
     f,
+    infos,
     initializers,
     model,
     node,
 )
 
-from amq_onnx.passes.fold_affine import FoldAffine
+from amq_onnx.passes.fold_affine import FoldAffine, FoldAffineForward
 
 
 class TestFoldAffine:
@@ -108,3 +109,57 @@ class TestFoldAffine:
         ]
         constants = {"w1": f(4, 3, 3, 3), "w2": f(4, 4, 3, 3), **self.norm(4)}
         assert_rewrites(FoldAffine(), model(nodes, IMAGE, {"y": None}, constants), ["Conv", "Conv"], tolerance=1e-6)
+
+
+class TestFoldAffineForward:
+    def behind_relu(self, steps, convs=("y",), weight=None, bias=True, **attributes):
+        """x -> Relu -> r -> steps -> d -> a Conv for each output."""
+        weight = f(4, 3, 3, 3) if weight is None else weight
+        nodes = [node("Relu", "x", "r"), *steps]
+        constants = {"k": np.float32(0.7), "c": np.float32([-0.4]), "several": f(3, 1, 1)}
+        for output in convs:
+            nodes.append(node("Conv", f"d w_{output}" + bias * f" b_{output}", output, **attributes))
+            constants |= {f"w_{output}": weight.copy()} | ({f"b_{output}": f(len(weight))} if bias else {})
+        return model(nodes, IMAGE, dict.fromkeys(convs), constants)
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            [node("Mul", "r k", "e"), node("Add", "c e", "d")],
+            [node("Sub", "r c", "e"), node("Div", "e k", "d")],
+            [node("Add", "r c", "d")],
+        ],
+        ids=["factor, shift", "shift, factor", "shift"],
+    )
+    @pytest.mark.parametrize("groups", [1, 3])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_both_go_into_all_that_read_them(self, steps, groups, bias):
+        before = self.behind_relu(steps, ("y", "z"), f(6, 3 // groups, 3, 3), bias, group=groups)
+        assert_rewrites(FoldAffineForward(), before, ["Relu", "Conv", "Conv"], tolerance=1e-6)
+
+    @pytest.mark.parametrize("padding", [{"pads": [0, 1, 0, 0]}, {"auto_pad": "SAME_UPPER"}])
+    def test_in_front_of_padding_the_shift_stays(self, padding):
+        before = self.behind_relu([node("Mul", "r k", "e"), node("Add", "e c", "d")], **padding)
+        after = assert_rewrites(FoldAffineForward(), before, ["Relu", "Add", "Conv"], tolerance=1e-6)
+        assert initializers(after)["d_shift"] == pytest.approx(-0.4 / 0.7)
+        factor = self.behind_relu([node("Mul", "r k", "d")], **padding)
+        assert_rewrites(FoldAffineForward(), factor, ["Relu", "Conv"], tolerance=1e-6)
+        assert_left_alone(FoldAffineForward(), self.behind_relu([node("Add", "r c", "d")], **padding))
+
+    @pytest.mark.parametrize("step", ["Sub c r", "Mul r c", "Mul r r", "Div c r", "Add r several"])
+    def test_other_arithmetic_stays(self, step):
+        operator, *read = step.split()
+        assert_left_alone(FoldAffineForward(), self.behind_relu([node(operator, " ".join(read), "d")]))
+
+    def test_what_something_else_reads_stays(self):
+        before = self.behind_relu([node("Mul", "r k", "d"), node("Neg", "d", "z")])
+        before.graph.output.extend(infos({"z": IMAGE["x"]}))
+        assert_left_alone(FoldAffineForward(), before)
+        before = self.behind_relu([node("Mul", "r k", "d")])
+        before.graph.output.extend(infos({"d": IMAGE["x"]}))
+        assert_left_alone(FoldAffineForward(), before)
+
+    def test_a_weight_with_other_readers_stays(self):
+        before = self.behind_relu([node("Mul", "r k", "d"), node("Conv", "r w_y", "z")])
+        before.graph.output.extend(infos({"z": ["n", 4, 4, 4]}))
+        assert_left_alone(FoldAffineForward(), before)

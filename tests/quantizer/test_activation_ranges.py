@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amq_onnx.quantizer.activation_ranges import activation_encoding, activation_range, range_of_hard_sigmoid
+from amq_onnx.quantizer.activation_ranges import (
+    activation_encoding,
+    activation_range,
+    range_of_hard_sigmoid,
+    range_of_shift,
+)
 from amq_onnx.quantizer.activation_ranges import mean_squared_error as error_of_bins
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.histogram import StreamingHistogram
@@ -171,3 +176,45 @@ class TestRangeOfHardSigmoid:
     )  # fmt: skip
     def test_others_stay(self, ends, bits, slope):
         assert range_of_hard_sigmoid(*ends, bits, *slope) == ends
+
+
+class TestRangeOfShift:
+    def seen(self, low, high):
+        histogram = StreamingHistogram()
+        histogram.update(np.linspace(low, high, 5000, dtype=np.float32))
+        return histogram
+
+    @pytest.mark.parametrize("shift", [-0.93, 0.31, 4.7])
+    def test_it_becomes_a_whole_number_of_steps(self, shift):
+        histogram = self.seen(shift - 0.4, shift + 5)
+        ends = activation_range(histogram, 8)
+        moved = range_of_shift(histogram, *ends, 8, shift)
+        before, after = (activation_encoding(*each, 8) for each in (ends, moved))
+        steps = shift / float(after.scale)
+        assert steps == pytest.approx(round(steps), abs=1e-4) and round(steps)
+        assert after.zero_point == before.zero_point
+        values = np.linspace(shift - 0.4, shift + 5, 5000)
+        assert mean_squared_error(values, *moved, 8) <= 1.3 * mean_squared_error(values, *ends, 8)
+
+    @pytest.mark.parametrize(
+        ("shift", "bits"), [(0.0, 8), (0.001, 8), (0.03, 8), (0.31, 3)], ids=["none", "tiny", "1.4 steps", "3 bits"]
+    )
+    def test_others_stay(self, shift, bits):
+        assert range_of_shift(self.seen(-0.4, 5.0), -0.4, 5.0, bits, shift) == (-0.4, 5.0)
+
+    def test_the_largest_numbers_are_not_cut_off(self):
+        """5.9 steps: 6 of them are finer by .983, at 5.8 steps by .967, which the one largest number tells apart."""
+        histogram = StreamingHistogram()
+        histogram.update(np.append(np.linspace(-0.4, 1.0, 100_000), 5.0).astype(np.float32))
+        for steps, most in ((5.9, 4.92), (5.8, 5.0)):
+            assert range_of_shift(histogram, -0.4, 5.0, 8, steps * 5.4 / 255)[1] == pytest.approx(most, abs=0.01)
+
+    def test_errors_that_matter_more_count_more(self):
+        """5.75 steps: with 5 of them the shift itself is a code, and all else loses a third more."""
+        shift = 5.75 * 5.4 / 255
+        values = np.append(np.linspace(-0.4, 5.0, 5000), np.full(5000, shift)).astype(np.float32)
+        histogram = StreamingHistogram()
+        histogram.update(values)
+        assert range_of_shift(histogram, -0.4, 5.0, 8, shift, "mse")[1] > 5.5
+        histogram.weigh(values, np.where(values == np.float32(shift), 1e-6, 1.0).astype(np.float32))
+        assert range_of_shift(histogram, -0.4, 5.0, 8, shift) == (-0.4, 5.0)

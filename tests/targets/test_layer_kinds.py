@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 from small_graphs import assert_same_outputs, f, infos, initializers, model, node, operators, outputs, session
 
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.quantizer.activation_ranges import activation_encoding, range_of_hard_sigmoid
+from amq_onnx.quantizer.activation_ranges import activation_encoding, range_of_hard_sigmoid, range_of_shift
+from amq_onnx.quantizer.histogram import StreamingHistogram
 from amq_onnx.quantizer.weight_ranges import weight_encodings
 from amq_onnx.rewriting import lower, prepare, simulate
 
@@ -146,6 +147,22 @@ KINDS = {
         lambda: between_convolutions(node("HardSwish", "c", "h"), scale=2),
         ["QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
     ),
+    "hard swish, a factor and a shift": (
+        lambda: between_convolutions(
+            node("HardSwish", "c", "s"),
+            node("Mul", "s k", "m"),
+            node("Add", "m shift", "a"),
+            node("Conv", "a u", "e", group=4, pads=[1, 1, 1, 1]),
+            node("HardSwish", "e", "t"),
+            node("Mul", "k t", "o"),
+            node("Add", "o shift", "h"),
+            scale=2,
+            k=np.float32([0.8]),
+            shift=np.float32([-0.9]),
+            u=f(4, 1, 3, 3),
+        ),
+        ["QLinearConv", "Clip", "QLinearMul", "QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
+    ),
     "hard sigmoid of channels": (
         lambda: between_convolutions(
             node("GlobalAveragePool", "c", "p"),
@@ -212,9 +229,14 @@ class Quantized:
         self.prepared = prepare(proto)
         self.names = [site.name for site in self.prepared.sites.activations] if activations else []
         ends = ranges(self.prepared.model, self.names, self.feeds)
-        for name, slope in self.prepared.hard_sigmoids.items():
+        for name, slope in self.prepared.code_operators.hard_sigmoids.items():
             if name in ends:
                 ends[name] = range_of_hard_sigmoid(*ends[name], 8, *slope)
+        for name, shift in self.prepared.code_operators.shifts.items():
+            if name in ends:
+                seen = StreamingHistogram()
+                seen.update(np.linspace(*ends[name], 1000, dtype=np.float32))
+                ends[name] = range_of_shift(seen, *ends[name], 8, shift, "minmax")
         encodings = {name: activation_encoding(*ends[name], 8) for name in self.names}
         for site in self.prepared.sites.weights:
             found = weight_encodings(self.prepared.weight(site.name), site.axis, [bits])

@@ -44,6 +44,18 @@ def test_a_clip_in_front_limits_the_scale():
     assert activations["x"].limit == np.inf
 
 
+@pytest.mark.parametrize(
+    ("operator", "number", "fixed"), [("Add", 0.5, True), ("Sub", 0.45, False), ("Mul", 0.5, False)]
+)
+def test_a_scale_of_which_a_shift_is_a_whole_number_is_fixed(operator, number, fixed):
+    constants = {"w": f(4, 4), "v": f(4, 4), "c": np.float32(number)}
+    nodes = [node("MatMul", "x w", "h"), node(operator, "h c", "s"), node("MatMul", "s v", "y")]
+    prepared = prepare(model(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, constants))
+    encodings = {"x": activation_encoding(-1, 1, 8), "s": activation_encoding(-12.8, 12.7, 8)}
+    _, activations = find_quantizers(trainable(prepared, encodings))
+    assert {name: site.fixed for name, site in activations.items()} == {"x": False, "s": fixed}
+
+
 def test_biases_of_layers_and_what_is_added_to_products():
     constants = {"w": f(4, 4), "b": f(4), "k": f(4), "v": f(3, 4), "c": f(3)}
     nodes = [node("MatMul", "x w", "p"), node("Add", "p b", "h"), node("Add", "h k", "s")]
