@@ -227,9 +227,9 @@ class _Measurement:
         for name, (alpha, beta, alone) in self.prepared.code_operators.hard_sigmoids.items():
             for bits, (low, high) in ranges.get(name, {}).items():
                 ranges[name][bits] = range_of_hard_sigmoid(low, high, bits, alpha, beta, alone)
-        for name, shift in self.prepared.code_operators.shifts.items():
+        for name, level in self.prepared.code_operators.levels.items():
             for bits, ends in ranges.get(name, {}).items():
-                ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, shift, self.options.ranges)
+                ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, level, self.options.ranges)
         return ranges
 
     def _bounded(self, found: SiteLosses, heads: Sequence[Head], losses: Sequence[Loss]) -> SiteLosses:

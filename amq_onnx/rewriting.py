@@ -18,9 +18,10 @@ from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, linear_layers
 from amq_onnx.model.sites import Sites, WeightSite, find_sites
 from amq_onnx.passes.base import Pass, run
+from amq_onnx.passes.clips_behind_affine import ClipsBehindAffine
+from amq_onnx.passes.clips_on_codes import ClipsOnCodes
 from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
-from amq_onnx.passes.drop_implied_clips import DropImpliedClips
 from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine, FoldAffineForward
 from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
@@ -47,7 +48,10 @@ from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
-_PREPARATION = (FoldAffine(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes(), FoldAffineForward())
+_PREPARATION = (
+    FoldAffine(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes(),
+    ClipsBehindAffine(), FoldAffine(), FoldAffineForward(),
+)  # fmt: skip
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
@@ -224,7 +228,7 @@ def lower(
     widths, what the codes imply and exporters note left out."""
     target = prepared.target
     pack = Pack(prepared.recipes(encodings), target.shared)
-    passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, DropImpliedClips()]
+    passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
         grouped = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
         passes = [*prepared.code_operators.passes(encodings), *passes, *grouped, DequantizeAtLoad()]

@@ -82,7 +82,7 @@ class FoldAffineForward(Pass):
             if not found.nodes or id(tensor) in outputs or not convs or not all(map(_reads_affine, convs)):
                 continue
             padded = any(_pads(conv) for conv in convs)
-            if padded and found.factor == 1.0:
+            if padded and found.factor == 1.0 and found.shift:
                 continue
             self._fold(graph, convs, found, tensor, padded)
             changed = True
@@ -105,6 +105,11 @@ class FoldAffineForward(Pass):
                 name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
                 bias = conv.inputs[2].values if len(conv.inputs) > 2 else 0.0
                 conv.inputs = [*conv.inputs[:2], gs.Constant(name, (bias + added).astype(np.float32))]
+
+
+def takes_affine(tensor: gs.Tensor) -> bool:
+    """Whether all that read `tensor` are convolutions that take a factor and a shift in front of them."""
+    return bool(tensor.outputs) and all(_reads_affine(node) and not _pads(node) for node in tensor.outputs)
 
 
 def _reads_affine(node: gs.Node) -> bool:

@@ -239,3 +239,28 @@ def test_factors_and_shifts_that_quantizers_take_over_are_paid_for(average, shar
     assert found.bytes == found.predicted_bytes
     adds = sum(item.op_type == "Add" for item in found.model.graph.node)
     assert adds == (0 if found.plan.activations["a"].bits == 8 else 1)
+
+
+@pytest.mark.parametrize("average", [3, 6, 8])
+@pytest.mark.parametrize("shift", [-0.3, 0.3])
+def test_bounds_of_codes_are_paid_for(average, shift):
+    """A Relu behind which a number is added has a lower bound, which codes of 8 bits have, and those of 3 don't."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Relu", "c", "r"),
+        node("Mul", "r k", "m"),
+        node("Add", "m shift", "a"),
+        node("Conv", "a v", "d", pads=[1, 1, 1, 1]),
+        node("Relu", "d", "e"),
+        node("Softmax", "e", "y", axis=1),
+    ]
+    constants = {"w": scaled(1, 4, 3, 3, 3), "v": scaled(3, 5, 4, 6, 6)}
+    constants |= {"k": np.float32(0.7), "shift": np.float32(shift)}
+    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
+    prepared = prepare(proto)
+    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
+    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), (3, 8), options)
+    found = Compiler(prepared, table, (8,), (3, 8), activation_average=average).best(10**6)
+    assert found.bytes == found.predicted_bytes
+    floats = {item.op_type for item in found.model.graph.node} & {"Add", "Relu"}
+    assert not floats and prepared.code_operators.levels == {"a": np.float32(shift)}

@@ -110,10 +110,12 @@ def range_of_shift(
     error tells. Unchanged where that error, weighted as for `method`, would become more than a quarter larger: a shift
     of few steps.
     """
-    encoding = activation_encoding(low, high, bits)
-    steps, zero_point = abs(shift) / float(encoding.scale), encoding.zero_point
+    steps = abs(shift) / float(activation_encoding(low, high, bits).scale)
     scales = [abs(shift) / count for count in (math.floor(steps), math.floor(steps / _FINER)) if count]
-    moved = [(-zero_point * scale, (2**bits - 1 - zero_point) * scale) for scale in scales]
+    moved = []
+    for scale in scales:
+        zero_point = min(round(-min(low, 0.0) / scale), 2**bits - 1)
+        moved.append((-zero_point * scale, (2**bits - 1 - zero_point) * scale))
     least, *errors = (
         mean_squared_error(histogram, *ends, bits, weighted=method == "curvature") for ends in ((low, high), *moved)
     )

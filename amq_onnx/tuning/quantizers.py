@@ -98,12 +98,13 @@ def _quantizer(
 
 
 def _limit(quantizer: Quantizer, clip: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> float:
-    limit = math.inf
+    """The largest scale with which those bounds of `clip` are still rounded to the last codes that are now."""
+    limit, scale = math.inf, float(numpy_helper.to_array(constants[quantizer.scale]))
     for name, end in zip(clip.input[1:], (quantizer.low, quantizer.high), strict=False):
         if name in constants and float(end):
-            reach = float(numpy_helper.to_array(constants[name])) / float(end)
-            limit = min(limit, reach) if reach > 0 else limit
-    # A little less, since the product of scale and code is rounded.
+            reach = float(numpy_helper.to_array(constants[name])) / (float(end) - math.copysign(0.5, float(end)))
+            limit = min(limit, reach) if reach >= scale else limit
+    # A little less, since quotients are rounded.
     return limit * (1 - 1e-6)
 
 

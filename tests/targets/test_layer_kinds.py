@@ -163,6 +163,25 @@ KINDS = {
         ),
         ["QLinearConv", "Clip", "QLinearMul", "QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
     ),
+    "Relu, a factor and a shift": (
+        lambda: between_convolutions(
+            node("Relu", "c", "s"),
+            node("Mul", "s k", "m"),
+            node("Add", "m up", "a"),
+            node("Conv", "a u", "e", group=4, pads=[1, 1, 1, 1]),
+            node("Relu", "e", "t"),
+            node("Mul", "k t", "o"),
+            node("Add", "o down", "p"),
+            node("Concat", "p a", "g", axis=2),
+            node("MaxPool", "g", "h", kernel_shape=[2, 2]),
+            scale=2,
+            k=np.float32([0.8]),
+            up=np.float32([0.3]),
+            down=np.float32([-0.6]),
+            u=f(4, 1, 3, 3),
+        ),
+        ["QLinearConv", "Clip", "QLinearConv", "QLinearConcat", "MaxPool", *QUANTIZED],
+    ),
     "hard sigmoid of channels": (
         lambda: between_convolutions(
             node("GlobalAveragePool", "c", "p"),
@@ -232,11 +251,11 @@ class Quantized:
         for name, slope in self.prepared.code_operators.hard_sigmoids.items():
             if name in ends:
                 ends[name] = range_of_hard_sigmoid(*ends[name], 8, *slope)
-        for name, shift in self.prepared.code_operators.shifts.items():
+        for name, level in self.prepared.code_operators.levels.items():
             if name in ends:
                 seen = StreamingHistogram()
                 seen.update(np.linspace(*ends[name], 1000, dtype=np.float32))
-                ends[name] = range_of_shift(seen, *ends[name], 8, shift, "minmax")
+                ends[name] = range_of_shift(seen, *ends[name], 8, level, "minmax")
         encodings = {name: activation_encoding(*ends[name], 8) for name in self.names}
         for site in self.prepared.sites.weights:
             found = weight_encodings(self.prepared.weight(site.name), site.axis, [bits])

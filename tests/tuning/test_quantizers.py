@@ -40,8 +40,11 @@ def test_a_clip_in_front_limits_the_scale():
     encodings = {name: Encoding(4, True, np.ones(4, np.float32), axis=1) for name in ("w", "v")}
     encodings |= {"x": activation_encoding(-1, 1, 4), "c": activation_encoding(0, 5, 4)}
     _, activations = find_quantizers(trainable(prepared, encodings))
-    assert activations["c"].limit == pytest.approx(6 / 15, rel=1e-5) and activations["c"].limit * 15 < 6
+    limit = activations["c"].limit  # with which 6 is still rounded to the last code
+    assert limit == pytest.approx(6 / 14.5, rel=1e-5) and np.rint(6 / limit) == 15
     assert activations["x"].limit == np.inf
+    encodings["c"] = activation_encoding(0, 7, 4)  # with which it is not
+    assert find_quantizers(trainable(prepared, encodings))[1]["c"].limit == np.inf
 
 
 @pytest.mark.parametrize(
