@@ -28,7 +28,9 @@ from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
+from amq_onnx.passes.join_branches import JoinBranches
 from amq_onnx.passes.kernels import INTEGER, biased
+from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
     DropIdentities,
@@ -49,7 +51,7 @@ from amq_onnx.targets import TARGETS, Target
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
 _PREPARATION = (
-    FoldAffine(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes(),
+    FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes(),
     ClipsBehindAffine(), FoldAffine(), FoldAffineForward(),
 )  # fmt: skip
 # Releases that first ran each operator set, from onnxruntime's compatibility table.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.passes.affine import Affine, affine
 from amq_onnx.passes.base import Pass, is_standard, only_reader
+from amq_onnx.passes.convolutions import all_constant, bias, change, changeable, channels, pads
 
 Channels = NDArray[np.float64]
 
@@ -29,7 +30,7 @@ class FoldAffine(Pass):
         outputs = {id(tensor) for tensor in graph.outputs}
         changed = False
         for conv in graph.nodes:
-            if conv.op not in ("Conv", "ConvTranspose") or not _foldable(conv):
+            if conv.op not in ("Conv", "ConvTranspose") or not changeable(conv):
                 continue
             while (behind := only_reader(conv, outputs)) is not None:
                 affine = _affine(behind, conv)
@@ -45,20 +46,14 @@ class FoldAffine(Pass):
 
     @staticmethod
     def _fold(conv: gs.Node, factor: Channels, shift: Channels) -> None:
-        weight = conv.inputs[1]
-        values = weight.values.astype(np.float64)
-        bias = conv.inputs[2].values.astype(np.float64) if len(conv.inputs) > 2 else np.zeros(_channels(conv))
+        values = conv.inputs[1].values.astype(np.float64)
         if conv.op == "Conv":
             scaled = values * factor.reshape(-1, *[1] * (values.ndim - 1))
         else:  # [inputs, outputs of a group, ...], the inputs of each group one after another
             groups = conv.attrs.get("group", 1)
             grouped = values.reshape(groups, -1, *values.shape[1:])
             scaled = (grouped * factor.reshape(groups, 1, -1, *[1] * (values.ndim - 2))).reshape(values.shape)
-        dtype = weight.values.dtype
-        # The bias takes the weight's name as its stem: the other constants' names say nothing of the convolution.
-        name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
-        weight.values = scaled.astype(dtype)
-        conv.inputs = [conv.inputs[0], weight, gs.Constant(name, (bias * factor + shift).astype(dtype))]
+        change(conv, scaled, bias(conv) * factor + shift)
 
 
 class FoldAffineForward(Pass):
@@ -81,7 +76,7 @@ class FoldAffineForward(Pass):
             convs = list(tensor.outputs)
             if not found.nodes or id(tensor) in outputs or not convs or not all(map(_reads_affine, convs)):
                 continue
-            padded = any(_pads(conv) for conv in convs)
+            padded = any(map(pads, convs))
             if padded and found.factor == 1.0 and found.shift:
                 continue
             self._fold(graph, convs, found, tensor, padded)
@@ -96,44 +91,34 @@ class FoldAffineForward(Pass):
             number = gs.Constant(f"{tensor.name}_shift", np.asarray(found.shift / found.factor, np.float32))
             graph.nodes.append(gs.Node("Add", "", {}, [found.source, number], [read]))
         for conv in convs:
-            weight = conv.inputs[1]
-            values = weight.values.astype(np.float64)
             conv.inputs[0] = read
-            weight.values = (values * found.factor).astype(np.float32)
-            if found.shift and not padded:
+            values = conv.inputs[1].values.astype(np.float64)
+            if padded or not found.shift:
+                conv.inputs[1].values = (values * found.factor).astype(conv.inputs[1].values.dtype)
+            else:
                 added = values.reshape(len(values), -1).sum(1) * found.shift
-                name = conv.inputs[2].name if len(conv.inputs) > 2 else f"{weight.name}.bias"
-                bias = conv.inputs[2].values if len(conv.inputs) > 2 else 0.0
-                conv.inputs = [*conv.inputs[:2], gs.Constant(name, (bias + added).astype(np.float32))]
+                change(conv, values * found.factor, bias(conv) + added)
 
 
 def takes_affine(tensor: gs.Tensor) -> bool:
     """Whether all that read `tensor` are convolutions that take a factor and a shift in front of them."""
-    return bool(tensor.outputs) and all(_reads_affine(node) and not _pads(node) for node in tensor.outputs)
+    return bool(tensor.outputs) and all(_reads_affine(node) and not pads(node) for node in tensor.outputs)
 
 
 def _reads_affine(node: gs.Node) -> bool:
-    return node.op == "Conv" and is_standard(node) and _foldable(node)
-
-
-def _pads(conv: gs.Node) -> bool:
-    return conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(conv.attrs.get("pads", ()))
+    return node.op == "Conv" and is_standard(node) and changeable(node)
 
 
 def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:
     """Factor and shift of each channel, if that is all that `node` does."""
-    channels, rank = _channels(conv), len(conv.inputs[1].shape)
-    ones, zeros = np.ones(channels), np.zeros(channels)
+    made, rank = channels(conv), len(conv.inputs[1].shape)
+    ones, zeros = np.ones(made), np.zeros(made)
     if node.op == "BatchNormalization":
-        if node.attrs.get("training_mode", 0) or not _constants(node.inputs[1:5]):
-            return None
-        scale, shift, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:5])
-        factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-        return factor, shift - mean * factor
+        return norm_affine(node)
     if node.op not in ("Add", "Div", "Mul", "Sub") or node.inputs[0] is node.inputs[1]:
         return None
     first = node.inputs[0] is conv.outputs[0]
-    number = _per_channel(node.inputs[1 if first else 0], channels, rank)
+    number = _per_channel(node.inputs[1 if first else 0], made, rank)
     if number is None:
         return None
     match node.op:
@@ -147,26 +132,21 @@ def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:
             return (1 / number, zeros) if first and number.all() else None
 
 
-def _per_channel(tensor: gs.Tensor, channels: int, rank: int) -> Channels | None:
+def norm_affine(node: gs.Node) -> tuple[Channels, Channels] | None:
+    """Factor and shift of each channel of an inference BatchNormalization with constant parameters."""
+    if node.attrs.get("training_mode", 0) or not all_constant(node.inputs[1:5]):
+        return None
+    scale, shift, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:5])
+    factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+    return factor, shift - mean * factor
+
+
+def _per_channel(tensor: gs.Tensor, made: int, rank: int) -> Channels | None:
     """The constant as one number a channel, if it is that or a single number."""
     if not isinstance(tensor, gs.Constant) or len(tensor.shape) > rank:
         return None
     values = tensor.values.astype(np.float64)
     if values.size == 1:
-        return np.full(channels, values.reshape(-1)[0])
+        return np.full(made, values.reshape(-1)[0])
     shape = (1,) * (rank - values.ndim) + values.shape
-    return values.reshape(-1) if shape == (1, channels, *[1] * (rank - 2)) else None
-
-
-def _channels(conv: gs.Node) -> int:
-    shape = conv.inputs[1].shape
-    return int(shape[0] if conv.op == "Conv" else shape[1] * conv.attrs.get("group", 1))
-
-
-def _foldable(conv: gs.Node) -> bool:
-    parameters = conv.inputs[1:]
-    return _constants(parameters) and all(len(tensor.outputs) == 1 for tensor in parameters)
-
-
-def _constants(tensors: list[gs.Tensor]) -> bool:
-    return all(isinstance(tensor, gs.Constant) for tensor in tensors)
+    return values.reshape(-1) if shape == (1, made, *[1] * (rank - 2)) else None

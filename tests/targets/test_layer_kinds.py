@@ -159,7 +159,7 @@ KINDS = {
             scale=2,
             k=np.float32([0.8]),
             shift=np.float32([-0.9]),
-            u=f(4, 1, 3, 3),
+            u=np.float32(0.6) * f(4, 1, 3, 3),
         ),
         ["QLinearConv", "Clip", "QLinearMul", "QLinearConv", "Clip", "QLinearMul", *QUANTIZED],
     ),
