@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -27,14 +27,15 @@ class CodeOperators:
     hard_sigmoids: of each tensor that a HardSigmoid reads, its alpha and beta, and whether nothing else reads the
     tensor. levels: of each that is made by arithmetic with one number each time, what that adds in all, and of each
     that a Clip makes, its lower bound: a number that had better be a whole number of steps. Tensors that a HardSigmoid
-    reads are not among them, since their scales depend on that. stem, keys: as of InsertQDQ.
+    reads are not among them, since their scales depend on that. stem, keys: as of InsertQDQ. around: by site, a model
+    of these operators alone.
     """
 
     hard_sigmoids: Mapping[str, tuple[float, float, bool]]
     levels: Mapping[str, float]
     stem: str
     keys: Mapping[str, str]
-    _around: Mapping[str, onnx.ModelProto]
+    around: Mapping[str, onnx.ModelProto]
 
     def passes(self, encodings: Mapping[str, Encoding]) -> list[Pass]:
         """The passes that compute them on codes."""
@@ -42,9 +43,9 @@ class CodeOperators:
 
     def added_bytes(self, name: str, encoding: Encoding) -> int:
         """By how many bytes those passes make a file with this encoding larger."""
-        if name not in self._around:
+        if name not in self.around:
             return 0
-        before = run(self._around[name], [InsertQDQ({name: encoding}, self.stem, self.keys)])
+        before = run(self.around[name], [InsertQDQ({name: encoding}, self.stem, self.keys)])
         after = run(before, [*self.passes({name: encoding}), ClipsOnCodes()])
         return self._bytes(after) - self._bytes(before)
 
@@ -62,7 +63,7 @@ def find_code_operators(
 ) -> CodeOperators:
     """Those around `activations`, the names of the sites."""
     graph = gs.import_onnx(model)
-    nodes: dict[str, list[gs.Node]] = {}
+    nodes: dict[str, list[gs.Node]] = {}  # the last of each site's first
     hard_sigmoids: dict[str, tuple[float, float, bool]] = {}
     for node in graph.nodes:
         name = node.inputs[0].name if is_hard_sigmoid(node) else ""
@@ -82,29 +83,40 @@ def find_code_operators(
         elif not found.nodes and low and math.isfinite(low):
             levels[name] = low
             nodes[name] = clip
+    return CodeOperators(hard_sigmoids, levels, stem, keys, _around(model, graph, nodes))
+
+
+def _around(
+    model: onnx.ModelProto, graph: gs.Graph, nodes: Mapping[str, Sequence[gs.Node]]
+) -> dict[str, onnx.ModelProto]:
+    """For each site a model of its nodes alone: what others read of their tensors, a Neg reads."""
+    made = {node.output[0]: node for node in model.graph.node if node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     outputs = {tensor.name for tensor in graph.outputs}
-    around = {name: _alone(model, {node.outputs[0].name: node for node in nodes[name]}, outputs) for name in nodes}
-    return CodeOperators(hard_sigmoids, levels, stem, keys, around)
-
-
-def _alone(model: onnx.ModelProto, nodes: Mapping[str, gs.Node], outputs: Collection[str]) -> onnx.ModelProto:
-    """A model of some nodes, by output: what others read of their tensors, a Neg reads."""
-    chosen = [node for node in model.graph.node if node.output and node.output[0] in nodes]
-    ends: list[onnx.ValueInfoProto] = []
-    tensors = {tensor.name: tensor for node in nodes.values() for tensor in (*node.inputs, *node.outputs)}
-    tensors.pop("", None)  # absent inputs
-    for name, tensor in tensors.items():
-        inside = [reader.outputs[0].name in nodes for reader in tensor.outputs]
-        if name in outputs or not all(inside) or not inside:  # none: a subgraph reads it
-            chosen.append(helper.make_node("Neg", [name], [f"{name}_negative"]))
-            ends.append(helper.make_tensor_value_info(f"{name}_negative", onnx.TensorProto.FLOAT, [1]))
-    sources = [name for name, tensor in tensors.items() if not isinstance(tensor, gs.Constant) and name not in nodes]
-    graph = helper.make_graph(
-        chosen,
-        "around",
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in sources],
-        ends,
-        [tensor for tensor in model.graph.initializer if tensor.name in tensors],
-    )
     imports = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    return helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
+    found = {}
+    for site, chosen in nodes.items():
+        inside = {node.outputs[0].name for node in chosen}
+        tensors = {tensor.name: tensor for node in chosen for tensor in (*node.inputs, *node.outputs) if tensor.name}
+        read = [
+            name
+            for name, tensor in tensors.items()
+            # What nothing seems to read, a subgraph does.
+            if name in outputs
+            or not tensor.outputs
+            or any(each.outputs[0].name not in inside for each in tensor.outputs)
+        ]
+        sources = [name for name, tensor in tensors.items() if name not in inside and name not in constants]
+        part = helper.make_graph(
+            [*(made[node.outputs[0].name] for node in reversed(chosen)), *map(_negative, read)],
+            "around",
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in sources],
+            [helper.make_tensor_value_info(f"{name}_negative", onnx.TensorProto.FLOAT, [1]) for name in read],
+            [constants[name] for name in tensors if name in constants],
+        )
+        found[site] = helper.make_model(part, opset_imports=imports, ir_version=model.ir_version)
+    return found
+
+
+def _negative(name: str) -> onnx.NodeProto:
+    return helper.make_node("Neg", [name], [f"{name}_negative"])
