@@ -185,6 +185,15 @@ def test_a_table_without_channels(measured):
         search_space(*measured, WIDTHS, (8,), channels=True)
 
 
+def compiled(nodes, constants, activation_bits, average):
+    """Images quantized with weights at 8 bits and activations at `average`: what was prepared, and the file."""
+    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
+    prepared = prepare(proto)
+    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
+    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), activation_bits, options)
+    return prepared, Compiler(prepared, table, (8,), activation_bits, activation_average=average).best(10**6)
+
+
 @pytest.mark.parametrize("average", [4, 6, 8])
 def test_hard_sigmoids_on_codes_are_paid_for(average):
     """At 4 bits a hard sigmoid is computed in float, at 8 on codes, which takes more nodes."""
@@ -200,11 +209,7 @@ def test_hard_sigmoids_on_codes_are_paid_for(average):
     ]
     constants = {"w": scaled(1, 4, 3, 3, 3), "u": scaled(2, 4, 4, 1, 1), "v": scaled(3, 5, 4, 4, 4)}
     constants |= {"w": 6 * constants["w"], "b": np.zeros(4, np.float32)}
-    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
-    prepared = prepare(proto)
-    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
-    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), (4, 8), options)
-    found = Compiler(prepared, table, (8,), (4, 8), activation_average=average).best(10**6)
+    _, found = compiled(nodes, constants, (4, 8), average)
     clips = sum(item.op_type == "Clip" for item in found.model.graph.node)
     assert found.bytes == found.predicted_bytes
     if average == 8:
@@ -231,11 +236,7 @@ def test_factors_and_shifts_that_quantizers_take_over_are_paid_for(average, shar
     ]
     constants = {"w": 6 * scaled(1, 4, 3, 3, 3), "u": scaled(2, 4, 4, 1, 1), "v": scaled(3, 5, 4, 6, 6)}
     constants |= {"k": np.float32(0.7), "l": np.float32([0.7]), "shift": np.float32([-0.3])}
-    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
-    prepared = prepare(proto)
-    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
-    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), (4, 8), options)
-    found = Compiler(prepared, table, (8,), (4, 8), activation_average=average).best(10**6)
+    _, found = compiled(nodes, constants, (4, 8), average)
     assert found.bytes == found.predicted_bytes
     adds = sum(item.op_type == "Add" for item in found.model.graph.node)
     assert adds == (0 if found.plan.activations["a"].bits == 8 else 1)
@@ -256,11 +257,7 @@ def test_bounds_of_codes_are_paid_for(average, shift):
     ]
     constants = {"w": scaled(1, 4, 3, 3, 3), "v": scaled(3, 5, 4, 6, 6)}
     constants |= {"k": np.float32(0.7), "shift": np.float32(shift)}
-    proto = build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5, 1, 1]}, constants)
-    prepared = prepare(proto)
-    options = SensitivityOptions(relative_error=0.5, max_probes=2, samples=8)
-    table = measure_sensitivity(prepared, random_data(proto, 16, 0), (8,), (3, 8), options)
-    found = Compiler(prepared, table, (8,), (3, 8), activation_average=average).best(10**6)
+    prepared, found = compiled(nodes, constants, (3, 8), average)
     assert found.bytes == found.predicted_bytes
     floats = {item.op_type for item in found.model.graph.node} & {"Add", "Relu"}
     assert not floats and prepared.code_operators.levels == {"a": np.float32(shift)}
