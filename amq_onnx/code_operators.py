@@ -63,7 +63,7 @@ def find_code_operators(
 ) -> CodeOperators:
     """Those around `activations`, the names of the sites."""
     graph = gs.import_onnx(model)
-    nodes: dict[str, list[gs.Node]] = {}  # the last of each site's first
+    nodes: dict[str, list[gs.Node]] = {}  # by site, those nearest to an output first
     hard_sigmoids: dict[str, tuple[float, float, bool]] = {}
     for node in graph.nodes:
         name = node.inputs[0].name if is_hard_sigmoid(node) else ""
@@ -75,14 +75,14 @@ def find_code_operators(
         if name not in activations or name in hard_sigmoids:
             continue
         found = affine(tensor)
-        clip = [node for node in found.source.inputs if clip_bounds(node) is not None]
-        low = (clip_bounds(clip[0]) or (0.0,))[0] if clip else 0.0
+        clips = [(node, ends) for node in found.source.inputs if (ends := clip_bounds(node)) is not None]
         if found.nodes and found.source.name not in activations:
             levels[name] = found.shift
-            nodes[name] = [*found.nodes, *clip]
-        elif not found.nodes and low and math.isfinite(low):
-            levels[name] = low
-            nodes[name] = clip
+            nodes[name] = [*found.nodes, *(node for node, _ in clips)]
+        for node, (low, _) in () if found.nodes else clips:
+            if low and math.isfinite(low):
+                levels[name] = low
+                nodes[name] = [node]
     return CodeOperators(hard_sigmoids, levels, stem, keys, _around(model, graph, nodes))
 
 
@@ -101,10 +101,7 @@ def _around(
         read = [
             name
             for name, tensor in tensors.items()
-            # What nothing seems to read, a subgraph does.
-            if name in outputs
-            or not tensor.outputs
-            or any(each.outputs[0].name not in inside for each in tensor.outputs)
+            if name in outputs or any(each.outputs[0].name not in inside for each in tensor.outputs)
         ]
         sources = [name for name, tensor in tensors.items() if name not in inside and name not in constants]
         part = helper.make_graph(

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from amq_onnx.passes.base import is_standard
+
 
 def all_constant(tensors: Iterable[gs.Tensor]) -> bool:
     """True where each is a constant."""
@@ -18,6 +20,11 @@ def changeable(conv: gs.Node) -> bool:
     """Whether weights and bias are constants that only this Conv or ConvTranspose reads."""
     parameters = conv.inputs[1:]
     return all_constant(parameters) and all(len(tensor.outputs) == 1 for tensor in parameters)
+
+
+def is_changeable_conv(node: gs.Node) -> bool:
+    """True for a standard Conv whose weights and bias are its own constants."""
+    return node.op == "Conv" and is_standard(node) and changeable(node)
 
 
 def channels(conv: gs.Node) -> int:

@@ -7,8 +7,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from amq_onnx.passes.affine import Affine, affine
-from amq_onnx.passes.base import Pass, is_standard, only_reader
-from amq_onnx.passes.convolutions import all_constant, bias, change, changeable, channels, pads
+from amq_onnx.passes.base import Pass, only_reader
+from amq_onnx.passes.convolutions import all_constant, bias, change, changeable, channels, is_changeable_conv, pads
 
 Channels = NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class FoldAffineForward(Pass):
         for tensor in [node.outputs[0] for node in graph.nodes if node.op in ("Add", "Div", "Mul", "Sub")]:
             found = affine(tensor)
             convs = list(tensor.outputs)
-            if not found.nodes or id(tensor) in outputs or not convs or not all(map(_reads_affine, convs)):
+            if not found.nodes or id(tensor) in outputs or not convs or not all(map(is_changeable_conv, convs)):
                 continue
             padded = any(map(pads, convs))
             if padded and found.factor == 1.0 and found.shift:
@@ -102,11 +102,7 @@ class FoldAffineForward(Pass):
 
 def takes_affine(tensor: gs.Tensor) -> bool:
     """Whether all that read `tensor` are convolutions that take a factor and a shift in front of them."""
-    return bool(tensor.outputs) and all(_reads_affine(node) and not pads(node) for node in tensor.outputs)
-
-
-def _reads_affine(node: gs.Node) -> bool:
-    return node.op == "Conv" and is_standard(node) and changeable(node)
+    return bool(tensor.outputs) and all(is_changeable_conv(node) and not pads(node) for node in tensor.outputs)
 
 
 def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard, only_reader
+from amq_onnx.passes.kernels import biased
 
 
 class FoldLayerScale(Pass):
@@ -25,44 +25,38 @@ class FoldLayerScale(Pass):
         """See the class."""
         outputs = {id(tensor) for tensor in graph.outputs}
         changed = False
-        for layer in [node for node in graph.nodes if node.op in ("Gemm", "MatMul") and is_standard(node)]:
-            while _fold(layer, outputs):
+        for scale in [node for node in graph.nodes if node.op == "Mul" and is_standard(node)]:
+            factors = [tensor for tensor in scale.inputs if isinstance(tensor, gs.Constant)]
+            makers = [tensor.inputs[0] for tensor in scale.inputs if tensor.inputs]
+            if len(factors) != 1 or len(makers) != 1:
+                continue
+            alone = only_reader(makers[0], outputs) is scale
+            if alone and _fold(makers[0], factors[0], outputs):
+                makers[0].outputs, scale.outputs = list(scale.outputs), []
+                scale.inputs.clear()
                 changed = True
         return changed
 
 
-def _fold(layer: gs.Node, outputs: set[int]) -> bool:
-    """Fold one factor, if there is one."""
-    last, behind = layer, only_reader(layer, outputs)
-    if layer.op == "MatMul" and behind is not None and behind.op == "Add":
-        last, behind = behind, only_reader(behind, outputs)
-    held = (2,) if layer.op == "Gemm" else (0, 1) if last is not layer else ()
-    places = [at for at in held if at < len(last.inputs) and last.inputs[at] is not layer.outputs[0]]
-    factor = _factor(layer, [last.inputs[at] for at in places], last, behind)
-    if factor is None or behind is None:
+def _fold(last: gs.Node, factor: gs.Constant, outputs: set[int]) -> bool:
+    """Multiply the parameters of the layer that ends with `last` by `factor`, if it is one that they can take."""
+    layer, place = biased(last) or (last, None)
+    if layer.op not in ("Gemm", "MatMul") or not is_standard(layer):
+        return False
+    if (layer is not last and only_reader(layer, outputs) is not last) or (place is None and len(layer.inputs) > 2):
         return False
     weight = layer.inputs[1]
+    if not isinstance(weight, gs.Constant) or len(weight.outputs) != 1 or len(weight.shape) != 2:
+        return False
     transposed = layer.op == "Gemm" and layer.attrs.get("transB", 0)
-    weight.values = (weight.values * (factor.reshape(-1, 1) if transposed else factor)).astype(np.float32)
-    for at in places:  # other layers may share the bias, where it is all zeros
-        last.inputs[at] = gs.Constant(f"{weight.name}.bias", (last.inputs[at].values * factor).astype(np.float32))
-    last.outputs, behind.outputs = list(behind.outputs), []
-    behind.inputs.clear()
+    made = weight.shape[0 if transposed else 1]
+    if tuple(factor.shape) not in ((), (1,), (made,)):
+        return False
+    if place is not None and tuple(last.inputs[place].shape) != (made,):
+        return False
+    numbers = factor.values.astype(np.float64).reshape(-1)
+    weight.values = (weight.values * (numbers.reshape(-1, 1) if transposed else numbers)).astype(np.float32)
+    if place is not None:  # other layers may share the bias, where it is all zeros
+        shifts = (last.inputs[place].values * numbers).astype(np.float32)
+        last.inputs[place] = gs.Constant(f"{weight.name}.bias", shifts)
     return True
-
-
-def _factor(
-    layer: gs.Node, biases: list[gs.Tensor], last: gs.Node, behind: gs.Node | None
-) -> NDArray[np.float64] | None:
-    """What `behind` multiplies all that `last` makes by, [1] or [outputs of the layer], if the layer can take that."""
-    weight = layer.inputs[1]
-    if behind is None or behind.op != "Mul" or not isinstance(weight, gs.Constant) or len(weight.outputs) != 1:
-        return None
-    transposed = layer.op == "Gemm" and layer.attrs.get("transB", 0)
-    made = weight.shape[0 if transposed else -1]
-    number = next((tensor for tensor in behind.inputs if tensor is not last.outputs[0]), None)
-    if len(weight.shape) != 2 or not isinstance(number, gs.Constant) or tuple(number.shape) not in ((), (1,), (made,)):
-        return None
-    if not all(isinstance(bias, gs.Constant) and tuple(bias.shape) == (made,) for bias in biases):
-        return None
-    return np.asarray(number.values, np.float64).reshape(-1)

@@ -52,7 +52,7 @@ class HardSigmoidsOnCodes(Pass):
             codes, scale = dequantize.inputs[:2]
             name = _quantized(codes)
             encoding = self.encodings.get(name)
-            if encoding is None or name in done or not begins_on_a_code(encoding, alpha, beta):
+            if encoding is None or name in done or not _begins_on_a_code(encoding, alpha, beta):
                 continue
             done.add(name)
             below = codes_below(float(scale.values), encoding.zero_point, alpha, beta)
@@ -82,7 +82,7 @@ def slope(node: gs.Node) -> tuple[float, float]:
     return float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
 
 
-def begins_on_a_code(encoding: Encoding, alpha: float, beta: float) -> bool:
+def _begins_on_a_code(encoding: Encoding, alpha: float, beta: float) -> bool:
     """Whether the hard sigmoid of a tensor of this encoding can be computed on its codes."""
     if encoding.signed or encoding.axis is not None or alpha <= 0 or beta <= 0:
         return False

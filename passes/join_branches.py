@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard, only_reader
-from amq_onnx.passes.convolutions import bias, change, changeable
+from amq_onnx.passes.convolutions import bias, change, is_changeable_conv
 
 
 class JoinBranches(Pass):
@@ -122,6 +122,4 @@ class _Kernel:
 def _branch(tensor: gs.Tensor, add: gs.Node, outputs: set[int]) -> gs.Node | None:
     """The Conv that makes `tensor` for `add` alone, None where it's made otherwise."""
     conv = tensor.inputs[0] if tensor.inputs else None
-    if conv is None or conv.op != "Conv" or not is_standard(conv) or not changeable(conv):
-        return None
-    return conv if only_reader(conv, outputs) is add else None
+    return conv if conv is not None and is_changeable_conv(conv) and only_reader(conv, outputs) is add else None

@@ -111,9 +111,9 @@ def range_of_shift(
     of few steps.
     """
     steps = abs(shift) / float(activation_encoding(low, high, bits).scale)
-    scales = [abs(shift) / count for count in (math.floor(steps), math.floor(steps / _FINER)) if count]
     moved = []
-    for scale in scales:
+    for count in sorted({math.floor(steps), math.floor(steps / _FINER)} - {0}):
+        scale = abs(shift) / count
         zero_point = min(round(-min(low, 0.0) / scale), 2**bits - 1)
         moved.append((-zero_point * scale, (2**bits - 1 - zero_point) * scale))
     least, *errors = (
