@@ -15,6 +15,7 @@ from amq_onnx.curvature.lanczos import Spectrum, SpectrumSearch
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.sample_axis import per_sample
 from amq_onnx.curvature.seeds import mixed_seed
+from amq_onnx.curvature.vector_jacobian import vector_jacobian
 from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.head_losses import labelled_losses
@@ -99,7 +100,7 @@ class _Blocks:
                 if gradient is None or not gradient.requires_grad:
                     continue
                 vector = vectors[name].reshape(leaf.shape).to(gradient)
-                (product,) = torch.autograd.grad(gradient, leaf, vector, retain_graph=True, allow_unused=True)
+                (product,) = vector_jacobian([gradient], [vector], [leaf])
                 if product is not None:
                     totals[name] += product.detach().double().reshape(-1).cpu()
             samples += self.data.count(batch)
@@ -186,8 +187,9 @@ def _top_eigenvalues(site: Tensor, gradient: Tensor | None, samples: int, genera
     for _ in range(_ITERATIONS):
         flat = vector.reshape(blocks, -1)
         vector = (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)).reshape(site.shape)
-        (vector,) = torch.autograd.grad(gradient, site, vector, retain_graph=True)
-        vector = vector.detach()
+        (product,) = vector_jacobian([gradient], [vector], [site])
+        assert product is not None  # the gradient was found to depend on the site
+        vector = product.detach()
         # The blocks have no negative eigenvalue, so that the length of a product rises towards the largest.
         before, top = top, vector.reshape(blocks, -1).norm(dim=1).double().cpu().expand(samples)
         if bool(((top - before).abs() <= _SETTLED * top).all()):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.losses import Loss
+from amq_onnx.curvature.vector_jacobian import vector_jacobian
 
 
 def probe_gradients(
@@ -36,9 +37,7 @@ def probe_gradients(
             if weights is not None:
                 root *= weights.sqrt().to(root).reshape(-1, *[1] * (root.ndim - 1))
             pulled.append(root)
-    gradients = torch.autograd.grad(
-        list(scores), list(sites), grad_outputs=pulled, retain_graph=True, allow_unused=True
-    )
+    gradients = vector_jacobian(scores, pulled, sites)
     return [
         torch.zeros_like(site) if gradient is None else gradient
         for site, gradient in zip(sites, gradients, strict=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.draws import rademacher_like
+from amq_onnx.curvature.vector_jacobian import vector_jacobian
 
 
 def probe_products(loss: Tensor, sites: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
@@ -27,5 +28,5 @@ def probe_products(loss: Tensor, sites: Sequence[Tensor], generator: torch.Gener
             yield torch.zeros_like(site)
             continue
         vector = rademacher_like(site, generator)
-        (product,) = torch.autograd.grad(gradient, site, vector, retain_graph=True, allow_unused=True)
+        (product,) = vector_jacobian([gradient], [vector], [site])
         yield torch.zeros_like(site) if product is None else vector * product.detach()

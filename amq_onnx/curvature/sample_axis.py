@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from amq_onnx.curvature.vector_jacobian import vector_jacobian
+
 
 @dataclass(frozen=True)
 class SampleAxis:
@@ -55,9 +57,7 @@ def sample_axes(scores: Sequence[Tensor], points: Sequence[Tensor], samples: int
         generator = torch.Generator().manual_seed(0)
         vector[0] = torch.rand(score.shape[1:], generator=generator).add_(0.5).to(score)
         pulled.append(vector)
-    gradients = torch.autograd.grad(
-        list(scores), list(points), grad_outputs=pulled, retain_graph=True, allow_unused=True
-    )
+    gradients = vector_jacobian(scores, pulled, points)
     return [None if gradient is None else find_sample_axis(gradient, samples) for gradient in gradients]
 
 
