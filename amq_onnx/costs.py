@@ -228,7 +228,8 @@ class _Stored:
     def bytes(self, widths: Widths) -> int:
         """Bytes that depend on its widths."""
         key, conv = self.prepared.keys[self.site.name], self.site.operators == ("Conv",)
-        return self.target.weight_bytes(key, self.recipe(widths), self.site.channels, conv=conv)
+        scales = () if self.site.axis is None else (self.site.channels,)
+        return self.target.weight_bytes(key, self.recipe(widths), scales, conv=conv)
 
     def keys(self, widths: Widths) -> frozenset[str]:
         """What it shares with others."""

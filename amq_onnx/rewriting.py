@@ -31,6 +31,7 @@ from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.join_branches import JoinBranches
 from amq_onnx.passes.kernels import INTEGER, biased
+from amq_onnx.passes.max_for_relu import MaxForRelu
 from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
@@ -233,8 +234,9 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
-        grouped = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
-        passes = [*prepared.code_operators.passes(encodings), *passes, *grouped, DequantizeAtLoad()]
+        fitted = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
+        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem)]
+        passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]
     model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)

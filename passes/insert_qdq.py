@@ -62,9 +62,9 @@ class InsertQDQ(Pass):
         wide = encoding.bits > 8
         code_type = (np.int16 if wide else np.int8) if encoding.signed else (np.uint16 if wide else np.uint8)
         scale = gs.Constant(f"{name}s", np.asarray(encoding.scale, np.float32))
-        if encoding.zero_point == 0 and encoding.axis is None:
+        if encoding.zero_point == 0 and encoding.axis is None and not encoding.signed:
             zero = self._shared_code(0, code_type)
-        else:  # per axis, the zero point has the scale's shape
+        else:  # per axis, the zero point has the scale's shape; weights each need their own (OnnxRuntimeTarget)
             zero = gs.Constant(f"{name}z", np.full(np.shape(encoding.scale), encoding.zero_point, code_type))
         parameters = [scale, zero]
         attributes = {} if encoding.axis is None else {"axis": encoding.axis}

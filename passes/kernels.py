@@ -22,7 +22,8 @@ def is_integer(node: gs.Node) -> bool:
     """True for a Conv, Gemm or MatMul of two dequantized tensors; Conv must be quantized behind it as well.
 
     onnxruntime fuses DQ, DQ -> Conv -> Q into QLinearConv, and DQ, DQ -> MatMul into MatMulIntegerToFloat (Gemm
-    into QGemm) whatever reads it. Without that, every DQ of a constant is computed anew at each run.
+    into QGemm) whatever reads it but a Relu or Clip that no quantizer reads (MaxForRelu). Without that, every DQ of a
+    constant is computed anew at each run.
     """
     if node.op not in INTEGER or not is_standard(node):
         return False

@@ -40,12 +40,23 @@ def three_layers():
     return build(nodes, {"x": ["n", 3, 6, 6]}, {"y": ["n", 7]}, constants)
 
 
-@pytest.fixture(scope="module", params=[(2, 3, 4, 6, 8), (3, 5, 6, 7)], ids=str)
+def stacked_matrices():
+    """Weights with one scale of all, and a Relu that stays float."""
+    nodes = [node("MatMul", "x w1", "m"), node("MatMul", "m w2", "p"), node("Relu", "p", "r"), node("Exp", "r", "y")]
+    constants = {"w1": scaled(1, 3, 6, 11), "w2": scaled(2, 1, 11, 7)}
+    return build(nodes, {"x": ["n", 3, 2, 6]}, {"y": ["n", 3, 2, 7]}, constants)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(three_layers, (2, 3, 4, 6, 8)), (three_layers, (3, 5, 6, 7)), (stacked_matrices, (2, 3, 5, 7, 8))],
+    ids=lambda given: f"{given[0].__name__}-{given[1]}",
+)
 def searched(request):
     """Compiler, and of every plan: perturbation, bytes of its file."""
-    model = three_layers()
+    network, widths = request.param
+    model = network()
     prepared = prepare(model)
-    widths = request.param
     table = measure_sensitivity(prepared, random_data(model, 16, 0), widths, (8,), FAST)
     compiler = Compiler(prepared, table, widths, (8,))
     activations = {name: ActivationPlan(8, row.ranges[8]) for name, row in table.activations.items()}

@@ -79,14 +79,14 @@ class Target(ABC):
             size += Recipe("", (), (clip,)).file_bytes()
         return size
 
-    def weight_bytes(self, key: str, recipe: Recipe, channels: int, *, conv: bool = False) -> int:
+    def weight_bytes(self, key: str, recipe: Recipe, scales: tuple[int, ...], *, conv: bool = False) -> int:
         """Bytes that depend on a weight's width: how its codes are stored, and its zero points.
 
-        recipe: the weight's. channels: how many scales it has. conv: only Conv nodes read it.
+        recipe: the weight's. scales: the shape of its scales. conv: only Conv nodes read it.
         """
         size = recipe.file_bytes()
         if recipe.zero_points == "kept" or (recipe.zero_points == "left out for Conv" and not conv):
-            zeros = fixed_constant(f"{self.stem}{key}z", np.zeros(channels, np.int8))
+            zeros = fixed_constant(f"{self.stem}{key}z", np.zeros(scales, np.int8))
             size += Recipe("", (zeros,)).file_bytes() + 2 + len(zeros.name)
         return size
 

@@ -49,6 +49,22 @@ def matrix_and_bias(*sizes):
     return proto, {"x": f(*(2 if size == "n" else size for size in sizes))}
 
 
+def stacked_matrices():
+    """x -> MatMul with a matrix for each of three -> Exp -> MatMul with one for all -> Exp."""
+    nodes = [node("MatMul", "x w", "m"), node("Exp", "m", "e"), node("MatMul", "e v", "o"), node("Exp", "o", "y")]
+    constants = {"w": f(3, 6, 4) * np.float32(0.3), "v": f(1, 4, 5) * np.float32(0.1)}
+    return model(nodes, {"x": ["n", 3, 2, 6]}, {"y": None}, constants), {"x": f(2, 3, 2, 6)}
+
+
+def bounded_products(*between):
+    """x -> MatMul -> m -> nodes between -> r -> Exp."""
+    nodes = [node("MatMul", "x w", "m"), *between, node("Exp", "r", "y")]
+    constants = {"w": f(6, 4), "low": np.float32(-0.5), "high": np.float32(0.7)}
+    used = {name for each in nodes for name in each.input}
+    held = {name: array for name, array in constants.items() if name in used}
+    return model(nodes, {"x": ["n", 5, 6]}, {"y": None}, held), {"x": f(2, 5, 6)}
+
+
 def transposed_convolution():
     nodes = [node("ConvTranspose", "x w b", "c", strides=[2, 2], group=2), node("Sigmoid", "c", "y")]
     proto = model(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, {"w": f(4, 3, 2, 2), "b": f(6)})
@@ -224,6 +240,18 @@ KINDS = {
     "MatMul and Add, of free ones": (
         lambda: matrix_and_bias("n", 5, 6),
         ["QuantizeLinear", *["MatMulIntegerToFloat", "DequantizeLinear", "Add"] * 2, "QuantizeLinear", "Exp"],
+    ),
+    "MatMul of stacked matrices": (
+        stacked_matrices,
+        ["QuantizeLinear", "MatMulIntegerToFloat", "Exp"] * 2,
+    ),
+    "MatMul and Relu, in float": (
+        lambda: bounded_products(node("Relu", "m", "r")),
+        ["QuantizeLinear", "MatMulIntegerToFloat", "Max", "Exp"],
+    ),
+    "MatMul and Clip, in float": (
+        lambda: bounded_products(node("Clip", "m low high", "r")),
+        ["QuantizeLinear", "MatMulIntegerToFloat", "Max", "Min", "Exp"],
     ),
     "ConvTranspose": (transposed_convolution, ["ConvTranspose", "Sigmoid"]),
     "LSTM": (lambda: recurrent("LSTM", 4), ["LSTM", "Exp"]),

@@ -146,7 +146,7 @@ def test_weight_bytes_are_what_a_change_of_width_makes(bits):
             continue
         one, two = three_convs([bits, bits, other]), three_convs([bits, other, other])
         recipes = [target.weight("w1", (3, 3, 3, 3), width) for width in (bits, other)]
-        costs = [target.weight_bytes("w1", recipe, 3, conv=True) for recipe in recipes]
+        costs = [target.weight_bytes("w1", recipe, (3,), conv=True) for recipe in recipes]
         assert one.graph.ByteSize() - two.graph.ByteSize() == costs[0] - costs[1]
 
 
