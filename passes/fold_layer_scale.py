@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard, only_reader
 from amq_onnx.passes.kernels import biased
+
+# What stands between a linear layer and the products of attention; a number multiplies on either side of it.
+_RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 class FoldLayerScale(Pass):
@@ -15,30 +19,59 @@ class FoldLayerScale(Pass):
     Before:  x -> MatMul(W) -> Add(b) -> Mul(g) -> y      g: one number, or one for each column of W
     After:   x -> MatMul(W * g) -> Add(b * g) -> y
 
-    So without the Add, and for Gemm(W, b), transposed or not. Such factors end the blocks of ConvNeXt, CaiT and DINOv2,
-    and in float they take another pass over the tensor. Scales of weights are those of columns, so that rounding loses
-    what it lost. Left alone: weights that aren't constants or have other readers, what something else reads, and other
-    shapes.
+    Before:  x -> MatMul(W) -> Add(b) -> Reshape -> Transpose -> MatMul(k) -> Div(8) -> Softmax
+    After:   x -> MatMul(W / 8) -> Add(b / 8) -> Reshape -> Transpose -> MatMul(k) -> Softmax
+
+    So without the Add, for Gemm(W, b), transposed or not, and for what the second factor of a product comes from. A
+    number for each output ends the blocks of ConvNeXt, CaiT and DINOv2, one for products is attention's; each takes
+    another pass over the tensor. Scales of weights are those of columns, so that rounding loses what it lost. Left
+    alone: weights that aren't constants or have other readers, what something else reads, and other shapes.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         outputs = {id(tensor) for tensor in graph.outputs}
         changed = False
-        for scale in [node for node in graph.nodes if node.op == "Mul" and is_standard(node)]:
-            factors = [tensor for tensor in scale.inputs if isinstance(tensor, gs.Constant)]
-            makers = [tensor.inputs[0] for tensor in scale.inputs if tensor.inputs]
-            if len(factors) != 1 or len(makers) != 1:
+        for scale in [node for node in graph.nodes if node.op in ("Div", "Mul") and is_standard(node)]:
+            maker, factor = _scaled(scale)
+            if maker is None or factor is None or only_reader(maker, outputs) is not scale:
                 continue
-            alone = only_reader(makers[0], outputs) is scale
-            if alone and _fold(makers[0], factors[0], outputs):
-                makers[0].outputs, scale.outputs = list(scale.outputs), []
+            if _fold(maker, factor, outputs) or (factor.size == 1 and _fold_in_front(maker, factor, outputs)):
+                maker.outputs, scale.outputs = list(scale.outputs), []
                 scale.inputs.clear()
                 changed = True
         return changed
 
 
-def _fold(last: gs.Node, factor: gs.Constant, outputs: set[int]) -> bool:
+def _scaled(node: gs.Node) -> tuple[gs.Node | None, NDArray[np.float64] | None]:
+    """What makes the tensor that a Mul or Div computes with constants, and the factor; None where that isn't all."""
+    constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    makers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+    if len(constants) != 1 or len(makers) != 1:
+        return None, None
+    factor = constants[0].values.astype(np.float64)
+    if node.op == "Mul":
+        return makers[0], factor
+    return (makers[0], 1 / factor) if constants[0] is node.inputs[1] and factor.all() else (None, None)
+
+
+def _fold_in_front(product: gs.Node, factor: NDArray[np.float64], outputs: set[int]) -> bool:
+    """Multiply what one of two factors comes from, one linear layer that nothing else reads, by a number."""
+    if product.op != "MatMul" or not is_standard(product) or factor.ndim > 1:
+        return False
+    for tensor in product.inputs:
+        reader = product
+        while tensor.inputs and only_reader(tensor.inputs[0], outputs) is reader:
+            reader = tensor.inputs[0]
+            if reader.op not in _RESHAPING or not is_standard(reader):
+                if _fold(reader, factor, outputs):
+                    return True
+                break
+            tensor = reader.inputs[0]
+    return False
+
+
+def _fold(last: gs.Node, factor: NDArray[np.float64], outputs: set[int]) -> bool:
     """Multiply the parameters of the layer that ends with `last` by `factor`, if it is one that they can take."""
     layer, place = biased(last) or (last, None)
     if layer.op not in ("Gemm", "MatMul") or not is_standard(layer):
@@ -50,11 +83,11 @@ def _fold(last: gs.Node, factor: gs.Constant, outputs: set[int]) -> bool:
         return False
     transposed = layer.op == "Gemm" and layer.attrs.get("transB", 0)
     made = weight.shape[0 if transposed else 1]
-    if tuple(factor.shape) not in ((), (1,), (made,)):
+    if factor.shape not in ((), (1,), (made,)):
         return False
     if place is not None and tuple(last.inputs[place].shape) != (made,):
         return False
-    numbers = factor.values.astype(np.float64).reshape(-1)
+    numbers = factor.reshape(-1)
     weight.values = (weight.values * (numbers.reshape(-1, 1) if transposed else numbers)).astype(np.float32)
     if place is not None:  # other layers may share the bias, where it is all zeros
         shifts = (last.inputs[place].values * numbers).astype(np.float32)

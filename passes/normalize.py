@@ -78,7 +78,8 @@ class MeansToPooling(Pass):
     Before:  x [N, C, H, W] -> ReduceMean(axes = [2, 3], keepdims = 0) -> y
     After:   x [N, C, H, W] -> GlobalAveragePool -> Flatten -> y              (no Flatten with keepdims = 1)
 
-    Left alone: means over other dimensions, and inputs whose rank isn't known.
+    Left alone: means over other dimensions, inputs whose rank isn't known, and the means of norms in parts ([N, T, C]
+    over C): of squares, or taken off what they are of. onnxruntime makes one LayerNormalization of such parts.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -91,6 +92,8 @@ class MeansToPooling(Pass):
             axes = _axes(node)
             if rank < 3 or axes is None or sorted(axis % rank for axis in axes) != list(range(2, rank)):
                 continue
+            if _is_of_norm(node):
+                continue
             keep = node.attrs.get("keepdims", 1)
             node.op, node.attrs, node.inputs = "GlobalAveragePool", {}, [node.inputs[0]]
             if not keep:
@@ -100,6 +103,15 @@ class MeansToPooling(Pass):
                 graph.nodes.append(gs.Node("Flatten", "", {"axis": 1}, [pooled], [output]))
             changed = True
         return changed
+
+
+def _is_of_norm(mean: gs.Node) -> bool:
+    """Whether a mean is a variance or mean square, or is subtracted from what it is the mean of."""
+    source = mean.inputs[0]
+    made = source.inputs[0] if source.inputs else None
+    if made is not None and (made.op == "Pow" or (made.op == "Mul" and made.inputs[0] is made.inputs[1])):
+        return True
+    return any(reader.op == "Sub" and reader.inputs[0] is source for reader in mean.outputs[0].outputs)
 
 
 class FoldConstants(Pass):

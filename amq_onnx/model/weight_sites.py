@@ -119,11 +119,11 @@ def _channel_axis(node: gs.Node, position: int, rank: int) -> int | None:
             return 1
         case "Gemm":
             return (0 if node.attrs.get("transB", 0) else 1) if position else int(node.attrs.get("transA", 0))
-        case "MatMul" if rank > 2:
+        case "MatMul" if position and rank > 2:
             # onnxruntime fails at the first run of an integer kernel whose stacked matrices have scales of columns.
             return None
         case "MatMul":
-            return 1 if position else 0
+            return rank - 1 if position else rank - 2
         case "Gather":
             return rank - 1
         case _:  # the rows of all gates: [directions, gates * hidden, inputs]

@@ -201,10 +201,11 @@ class TestWeights:
         sizes = {site.name: (site.shape, site.elements, site.operators) for site in find_sites(proto).weights}
         assert sizes["g0"] == ((5, 6), 30, ("Gemm",))
 
-    def test_a_weight_on_the_left_and_one_of_three_dimensions(self):
-        nodes = [node("MatMul", "left x", "a"), node("MatMul", "a right", "y")]
-        proto = model(nodes, {"x": [2, 4, 3]}, {"y": None}, {"left": f(5, 4), "right": f(2, 3, 6)})
-        assert axes(proto) == {"left": 0, "right": 2}
+    def test_weights_on_the_left_and_of_three_dimensions(self):
+        nodes = [node("MatMul", "left x", "a"), node("MatMul", "a right", "b"), node("MatMul", "stacked b", "y")]
+        constants = {"left": f(5, 4), "right": f(2, 3, 6), "stacked": f(2, 7, 5)}
+        proto = model(nodes, {"x": [2, 4, 3]}, {"y": None}, constants)
+        assert axes(proto) == {"left": 0, "right": None, "stacked": 1}
 
     def test_a_shared_weight_is_one_site(self):
         nodes = [node("Conv", "x w", "a"), node("Conv", "a w", "y")]

@@ -34,6 +34,8 @@ ADD = node("Add", "b m", "a")
 def test_a_product_and_its_bias(factor, bias):
     nodes = [MATMUL, *[ADD] * bias, node("Mul", f"g {'a' if bias else 'm'}", "y")]
     assert_rewrites(FoldLayerScale(), scaled(*nodes, g=factor), ["MatMul", *["Add"] * bias], FEEDS, tolerance=1e-6)
+    nodes[-1] = node("Div", f"{'a' if bias else 'm'} g", "y")
+    assert_rewrites(FoldLayerScale(), scaled(*nodes, g=factor), ["MatMul", *["Add"] * bias], FEEDS, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -47,6 +49,39 @@ def test_a_gemm(transposed, bias):
 def test_one_factor_after_another():
     nodes = [MATMUL, ADD, node("Mul", "a g", "c"), node("Mul", "k c", "y")]
     assert_rewrites(FoldLayerScale(), scaled(*nodes, k=f(4)), ["MatMul", "Add"], FEEDS, tolerance=1e-6)
+
+
+HEADS = {"four": np.int64([0, 0, 2, 2])}
+ATTENTION = [
+    *[MATMUL, ADD, node("Reshape", "a four", "r"), node("Transpose", "r", "q", perm=[0, 2, 1, 3])],
+    *[node("MatMul", "x v", "n"), node("Reshape", "n four", "s"), node("Transpose", "s", "k", perm=[0, 2, 3, 1])],
+]
+
+
+@pytest.mark.parametrize("scale", [node("Div", "p g", "y"), node("Mul", "g p", "y")], ids=["Div", "Mul"])
+@pytest.mark.parametrize("factors", ["q k", "k q"])
+def test_the_scale_of_attention_goes_into_one_of_the_layers(scale, factors):
+    before = scaled(*ATTENTION, node("MatMul", factors, "p"), scale, **HEADS, g=np.float32(1.7), v=f(6, 4))
+    after = run(before, [FoldLayerScale()])
+    assert sorted(operators(after)) == sorted(operators(before)[:-1])
+    assert_same_outputs(after, before, FEEDS, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changed"),
+    [
+        ([node("MatMul", "q k", "p"), node("Mul", "p g", "y")], {"g": f(5)}),
+        ([node("MatMul", "q k", "p"), node("Mul", "p g", "y")], {"g": f(1, 1)}),
+        ([node("MatMul", "q k", "p"), node("Div", "g p", "y")], {}),
+        ([node("MatMul", "q k", "p"), node("Div", "p g", "y")], {"g": np.float32(0)}),
+        ([node("Exp", "q", "e"), node("Exp", "k", "h"), node("MatMul", "e h", "p"), node("Mul", "p g", "y")], {}),
+        ([node("Transpose", "q", "t", perm=[0, 1, 3, 2]), node("MatMul", "q t", "p"), node("Mul", "p g", "y")], {}),
+    ],
+    ids=["of columns", "of two dimensions", "the divisor", "zero", "behind something else", "itself"],
+)
+def test_other_scales_of_products_stay(nodes, changed):
+    held = {**HEADS, "g": np.float32(1.7), "v": f(6, 4), **changed}
+    assert_left_alone(FoldLayerScale(), scaled(*ATTENTION, *nodes, **held))
 
 
 def test_a_bias_that_others_read_stays_theirs():
@@ -67,8 +102,9 @@ def test_a_bias_that_others_read_stays_theirs():
         ([MATMUL, ADD, node("Mul", "a g", "y")], {"b": f(5, 4)}),
         ([MATMUL, node("Add", "m m", "a"), node("Mul", "a g", "y")], {}),
         ([MATMUL, node("Mul", "m g", "y")], {"w": f(2, 6, 4)}),
+        ([MATMUL, node("Div", "g m", "y")], {}),
     ],
-    ids=["itself", "other channels", "another dimension", "bias of rows", "no bias", "several weights"],
+    ids=["itself", "other channels", "another dimension", "bias of rows", "no bias", "several weights", "the divisor"],
 )
 def test_others_stay(nodes, changed):
     assert_left_alone(FoldLayerScale(), scaled(*nodes, **changed))

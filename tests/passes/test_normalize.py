@@ -138,6 +138,19 @@ class TestMeansToPooling:
         )
         assert_left_alone(MeansToPooling(), before)
 
+    @pytest.mark.parametrize(
+        "nodes",
+        [
+            [node("ReduceMean", "x", "m", axes=[-1]), node("Sub", "x m", "y")],
+            [node("Pow", "x two", "s"), node("ReduceMean", "s", "y", axes=[2])],
+            [node("Mul", "x x", "s"), node("ReduceMean", "s", "y", axes=[2])],
+        ],
+        ids=["subtracted", "of squares", "of products with itself"],
+    )
+    def test_means_of_norms_stay(self, nodes):
+        constants = {"two": np.float32(2)} if nodes[0].op_type == "Pow" else {}
+        assert_left_alone(MeansToPooling(), model(nodes, {"x": [2, 3, 5]}, {"y": None}, constants, opset=13))
+
     def test_a_mean_over_axes_that_are_computed_stays(self):
         before = model(
             [node("ReduceMean", "x axes", "y")],

@@ -65,6 +65,38 @@ def bounded_products(*between):
     return model(nodes, {"x": ["n", 5, 6]}, {"y": None}, held), {"x": f(2, 5, 6)}
 
 
+def transformer_parts(norm):
+    """x -> norm -> MatMul -> GELU -> MatMul -> Exp, as exporters write norms before opset 17 and GELU before 20."""
+    centred = [node("ReduceMean", "x last", "mean"), node("Sub", "x mean", "d")] if norm == "LayerNormalization" else []
+    source = "d" if centred else "x"
+    nodes = [
+        *centred,
+        node("Pow", f"{source} two", "squares"),
+        node("ReduceMean", "squares last", "variance"),
+        node("Add", "variance epsilon", "v"),
+        node("Sqrt", "v", "deviation"),
+        node("Div", f"{source} deviation", "n"),
+        node("Mul", "n gain", "g"),
+        *([node("Add", "g shift", "z")] if centred else [node("Identity", "g", "z")]),
+        *[node("MatMul", "z w", "m"), node("Add", "m b", "a")],
+        *[node("Div", "a root", "e"), node("Erf", "e", "f"), node("Add", "f one", "h")],
+        *[node("Mul", "a h", "i"), node("Mul", "i half", "j")],
+        *[node("MatMul", "j u", "o"), node("Exp", "o", "y")],
+    ]
+    numbers = {"two": 2, "epsilon": 1e-5, "root": 2**0.5, "one": 1, "half": 0.5}
+    constants = {name: np.float32(number) for name, number in numbers.items()} | {"last": np.int64([-1])}
+    constants |= {
+        "gain": f(6),
+        "shift": f(6),
+        "w": f(6, 4) * np.float32(0.3),
+        "b": f(4),
+        "u": f(4, 3) * np.float32(0.3),
+    }
+    used = {name for each in nodes for name in each.input}
+    held = {name: array for name, array in constants.items() if name in used}
+    return model(nodes, {"x": ["n", 5, 6]}, {"y": None}, held), {"x": f(2, 5, 6)}
+
+
 def transposed_convolution():
     nodes = [node("ConvTranspose", "x w b", "c", strides=[2, 2], group=2), node("Sigmoid", "c", "y")]
     proto = model(nodes, {"x": ["n", 4, 3, 3]}, {"y": None}, {"w": f(4, 3, 2, 2), "b": f(6)})
@@ -252,6 +284,17 @@ KINDS = {
     "MatMul and Clip, in float": (
         lambda: bounded_products(node("Clip", "m low high", "r")),
         ["QuantizeLinear", "MatMulIntegerToFloat", "Max", "Min", "Exp"],
+    ),
+    "LayerNormalization and GELU in parts": (
+        lambda: transformer_parts("LayerNormalization"),
+        ["LayerNormalization", "DequantizeLinear", "BiasGelu", *["QuantizeLinear", "MatMulIntegerToFloat"] * 2, "Exp"],
+    ),
+    "RMSNormalization and GELU in parts": (
+        lambda: transformer_parts("RMSNormalization"),
+        [
+            *["SimplifiedLayerNormalization", "DequantizeLinear", "BiasGelu"],
+            *[*["QuantizeLinear", "MatMulIntegerToFloat"] * 2, "Exp"],
+        ],
     ),
     "ConvTranspose": (transposed_convolution, ["ConvTranspose", "Sigmoid"]),
     "LSTM": (lambda: recurrent("LSTM", 4), ["LSTM", "Exp"]),
