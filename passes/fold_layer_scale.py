@@ -33,41 +33,43 @@ class FoldLayerScale(Pass):
         outputs = {id(tensor) for tensor in graph.outputs}
         changed = False
         for scale in [node for node in graph.nodes if node.op in ("Div", "Mul") and is_standard(node)]:
-            maker, factor = _scaled(scale)
-            if maker is None or factor is None or only_reader(maker, outputs) is not scale:
+            found = _scaled(scale)
+            if found is None:
                 continue
-            if _fold(maker, factor, outputs) or (factor.size == 1 and _fold_in_front(maker, factor, outputs)):
+            maker, factor = found
+            alone = only_reader(maker, outputs) is scale
+            if alone and (_fold(maker, factor, outputs) or _fold_in_front(maker, factor, outputs)):
                 maker.outputs, scale.outputs = list(scale.outputs), []
                 scale.inputs.clear()
                 changed = True
         return changed
 
 
-def _scaled(node: gs.Node) -> tuple[gs.Node | None, NDArray[np.float64] | None]:
+def _scaled(node: gs.Node) -> tuple[gs.Node, NDArray[np.float64]] | None:
     """What makes the tensor that a Mul or Div computes with constants, and the factor; None where that isn't all."""
     constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     makers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
     if len(constants) != 1 or len(makers) != 1:
-        return None, None
+        return None
     factor = constants[0].values.astype(np.float64)
     if node.op == "Mul":
         return makers[0], factor
-    return (makers[0], 1 / factor) if constants[0] is node.inputs[1] and factor.all() else (None, None)
+    return (makers[0], 1 / factor) if constants[0] is node.inputs[1] and factor.all() else None
 
 
 def _fold_in_front(product: gs.Node, factor: NDArray[np.float64], outputs: set[int]) -> bool:
     """Multiply what one of two factors comes from, one linear layer that nothing else reads, by a number."""
-    if product.op != "MatMul" or not is_standard(product) or factor.ndim > 1:
+    if product.op != "MatMul" or not is_standard(product) or factor.size > 1 or factor.ndim > 1:
         return False
     for tensor in product.inputs:
         reader = product
         while tensor.inputs and only_reader(tensor.inputs[0], outputs) is reader:
-            reader = tensor.inputs[0]
-            if reader.op not in _RESHAPING or not is_standard(reader):
-                if _fold(reader, factor, outputs):
+            maker: gs.Node = tensor.inputs[0]
+            if maker.op not in _RESHAPING or not is_standard(maker):
+                if _fold(maker, factor, outputs):
                     return True
                 break
-            tensor = reader.inputs[0]
+            reader, tensor = maker, maker.inputs[0]
     return False
 
 

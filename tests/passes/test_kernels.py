@@ -61,6 +61,20 @@ def test_a_constant_that_no_integer_kernel_reads_is_dequantized_at_load(axis, be
     assert run(after, [DequantizeAtLoad()]) is after
 
 
+@pytest.mark.parametrize("scale", ["s", "one"])
+def test_rows_that_a_gather_picks_are_dequantized_as_they_are(scale):
+    along = {"axis": -1} if scale == "s" else {}
+    nodes = [
+        node("Gather", "codes i", "rows"),
+        node("DequantizeLinear", f"rows {scale}", "e", **along),
+        node("Exp", "e", "y"),
+    ]
+    before = model(nodes, {"i": (TensorProto.INT64, ["n", 3])}, {"y": None}, CODES | {"one": np.float32(0.3)})
+    after = run(before, [DequantizeAtLoad()])
+    assert operators(after) == ["Gather", "Cast", "Mul", "Exp"]
+    assert_same_outputs(before, after, {"i": np.array([[0, 3, 1]])})
+
+
 @pytest.mark.parametrize("reads", ["codes s zero", "given s"], ids=["a zero point", "not a constant"])
 def test_what_can_not_be_dequantized_at_load(reads):
     constants = CODES | {"zero": np.ones(4, np.int8)}

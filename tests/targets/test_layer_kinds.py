@@ -301,7 +301,7 @@ KINDS = {
     "LSTM, bidirectional": (lambda: recurrent("LSTM", 4, "bidirectional"), ["LSTM", "Exp"]),
     "GRU": (lambda: recurrent("GRU", 3), ["GRU", "Exp"]),
     "RNN": (lambda: recurrent("RNN", 1, "reverse"), ["RNN", "Exp"]),
-    "Gather": (embedding, ["Gather", "DequantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"]),
+    "Gather": (embedding, ["Gather", "Cast", "Mul", "QuantizeLinear", "MatMulIntegerToFloat"]),
     "Gather, tied": (tied_embedding, ["Gather", "QuantizeLinear", "MatMulIntegerToFloat"]),
     "Attention": (
         attention,
