@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "models"))
 
 Batch = dict[str, NDArray[np.generic]]
 _DIGITS = 256

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -204,8 +203,6 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="models whose names start so (default: all)")
     parser.add_argument("--out", type=Path, default=Path("out/models.json"))
     arguments = parser.parse_args()
-    # The data scripts run inside `amq` and import their neighbours.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), os.environ.get("PYTHONPATH", "")])
     rows = []
     for case in CASES:
         if not arguments.names or any(case.name.startswith(name) for name in arguments.names):

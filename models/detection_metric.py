@@ -6,19 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from anchors import SMALL, Floats, decode, overlaps
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-# `amq` loads this file by its path, without its folder.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from anchors import SMALL, Floats, decode, overlaps
 
 SIDE = 128
 # COCO's practice: no more boxes an image, and none of a lower score.

@@ -298,7 +298,7 @@ def reader_data(reader: CalibrationDataReader, model: onnx.ModelProto) -> Datase
 
 
 def load_function(script: str, name: str) -> Callable[..., Any]:
-    """The function `name` of the Python file `script`."""
+    """The function `name` of the Python file `script`, which may import what lies beside it."""
     path = Path(script)
     if not path.is_file():
         raise DataError(f"there is no script '{script}'")
@@ -307,6 +307,9 @@ def load_function(script: str, name: str) -> Callable[..., Any]:
         raise DataError(f"'{script}' can't be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    # As `python script.py` has it, but last: nothing that is installed is hidden. It stays, for later imports.
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except Exception as error:

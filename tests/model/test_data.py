@@ -1,5 +1,6 @@
 """Calibration data: what is accepted, in what order it comes, and what each refusal says."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,16 @@ class TestScripts:
         data = open_data(where, network())
         assert first_column(data.batches(3)) == first_column(data.batches(3)) == [[0, 0, 1], [1, 2, 2]]
         assert Path(where.rpartition(":")[0] + ".passes").read_text() == "1"
+
+    def test_what_lies_beside_a_script_can_be_imported(self, script, tmp_path, monkeypatch):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        (tmp_path / "beside_this_script.py").write_text("ROWS = 4\n")
+        body = (
+            "def feed():\n    from beside_this_script import ROWS\n    yield {'x': np.zeros((ROWS, 3), np.float32)}\n"
+        )
+        assert open_data(script(body), network()).samples() == 4
+        found = [folder for folder in sys.path if folder == str(tmp_path.resolve())]
+        assert len(found) == 1 and sys.path[-1] == found[0]
 
     @pytest.mark.parametrize(
         ("body", "message"),
