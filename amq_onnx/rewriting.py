@@ -16,7 +16,7 @@ from amq_onnx.code_operators import CodeOperators, find_code_operators
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, linear_layers
-from amq_onnx.model.sites import Sites, WeightSite, find_sites
+from amq_onnx.model.sites import Sites, WeightSite, find_readers_of_codes, find_sites
 from amq_onnx.passes.base import Pass, run
 from amq_onnx.passes.clips_behind_affine import ClipsBehindAffine
 from amq_onnx.passes.clips_on_codes import ClipsOnCodes
@@ -42,6 +42,7 @@ from amq_onnx.passes.normalize import (
 )
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
+from amq_onnx.passes.readers_apart import ReadersApart
 from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
@@ -179,6 +180,7 @@ def prepare(
         model = _convert(model, wanted)
     model = run(_with_shapes(_folded(model)), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
     model = _with_shapes(hoist_weights(model))
+    model = run(model, [ReadersApart(find_readers_of_codes(model))])
     sites = find_sites(model)
     keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
     keys |= {site.name: f"a{index}" for index, site in enumerate(sites.activations)}
@@ -232,7 +234,7 @@ def lower(
     widths, what the codes imply and exporters note left out."""
     target = prepared.target
     pack = Pack(prepared.recipes(encodings), target.shared)
-    passes: list[Pass] = [QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
+    passes: list[Pass] = [DropIdentities(), QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
         fitted = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
         fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem)]

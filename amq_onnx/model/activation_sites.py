@@ -69,6 +69,35 @@ def find_activations(
     return found, {key: frozenset(names) for key, names in needs.items()}
 
 
+def readers_of_codes(graph: gs.Graph, weights: Collection[int]) -> dict[str, frozenset[str]]:
+    """Of float tensors that layers read as codes and others as they are, the first outputs of the readers of codes.
+
+    Such is a norm's output that is added again behind the layers, as in BERT. What integer kernels make is left out:
+    it is codes for all.
+    """
+    anchors = {id(node) for node in graph.nodes if _is_anchor(graph, node, weights)}
+    quantized = anchors | _quantized_joins(graph, anchors)
+    sources: dict[int, gs.Tensor] = {}
+    between = set(quantized)
+    for node in graph.nodes:
+        for tensor in node.inputs[: 2 if id(node) in anchors else None] if id(node) in quantized else ():
+            if id(tensor) in weights or isinstance(tensor, gs.Constant):
+                continue
+            read = _in_front(node, tensor)
+            source = _source(read)
+            sources[id(source)] = source
+            for reached in (tensor, read):
+                while reached is not source and reached.inputs and id(reached.inputs[0]) not in between:
+                    between.add(id(reached.inputs[0]))
+                    reached = reached.inputs[0].inputs[0]
+    found = {}
+    for source in sources.values():
+        codes = [reader for reader in source.outputs if id(reader) in between]
+        if len(codes) < len(source.outputs) and not _from_quantized(source, quantized):
+            found[str(source.name)] = frozenset(str(reader.outputs[0].name) for reader in codes)
+    return found
+
+
 def _is_anchor(graph: gs.Graph, node: gs.Node, weights: Collection[int]) -> bool:
     """True for a layer that integer kernels can run: weights on the right, or a product of two activations."""
     if not is_standard(node):
@@ -120,9 +149,11 @@ def _in_front(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _source(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor whose values `tensor` holds, up through carriers."""
-    while tensor.inputs and is_carrier(tensor.inputs[0]) and not isinstance(tensor.inputs[0].inputs[0], gs.Constant):
-        tensor = tensor.inputs[0].inputs[0]
+    """The tensor whose values `tensor` holds, up through carriers; an Identity keeps readers apart (ReadersApart)."""
+    while tensor.inputs and is_carrier(made := tensor.inputs[0]) and made.op != "Identity":
+        if isinstance(made.inputs[0], gs.Constant):
+            break
+        tensor = made.inputs[0]
     return tensor
 
 

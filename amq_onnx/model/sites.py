@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from amq_onnx.errors import ModelError, UsageError
-from amq_onnx.model.activation_sites import ActivationSite, find_activations
+from amq_onnx.model.activation_sites import ActivationSite, find_activations, readers_of_codes
 from amq_onnx.model.weight_sites import OPERATORS, find_weights
 from amq_onnx.passes.kernels import biased
 
@@ -82,6 +82,13 @@ class Sites:
             tuple(site for site in self.activations if site.name not in reasons),
             {**self.left_float, **reasons},
         )
+
+
+def find_readers_of_codes(model: onnx.ModelProto) -> dict[str, frozenset[str]]:
+    """Of float tensors of a prepared model that some read as codes, the first outputs of those (`readers_of_codes`)."""
+    graph = gs.import_onnx(model)
+    weights = find_weights(graph, {tensor.name for tensor in model.graph.initializer}, {})
+    return readers_of_codes(graph, {id(read) for found in weights for read in found.reads})
 
 
 def find_sites(model: onnx.ModelProto) -> Sites:
