@@ -83,6 +83,8 @@ def _fold(last: gs.Node, factor: NDArray[np.float64], outputs: set[int]) -> bool
     weight = layer.inputs[1]
     if not isinstance(weight, gs.Constant) or len(weight.outputs) != 1 or len(weight.shape) != 2:
         return False
+    if weight.dtype != np.float32:  # a quotient of integers is another number
+        return False
     transposed = layer.op == "Gemm" and layer.attrs.get("transB", 0)
     made = weight.shape[0 if transposed else 1]
     if factor.shape not in ((), (1,), (made,)):

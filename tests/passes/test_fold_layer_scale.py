@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from small_graphs import (
     assert_left_alone,
     assert_rewrites,
@@ -27,6 +28,10 @@ def scaled(*nodes, flat=False, outputs=("y",), **constants):
 
 MATMUL = node("MatMul", "x w", "m")
 ADD = node("Add", "b m", "a")
+INTEGERS = [
+    *[node("Cast", "x", "i", to=TensorProto.INT32), node("MatMul", "i v", "j"), node("Div", "j k", "q")],
+    node("Cast", "q", "y", to=TensorProto.FLOAT),
+]
 
 
 @pytest.mark.parametrize("factor", [f(4), f(1), np.float32(0.3)])
@@ -103,8 +108,12 @@ def test_a_bias_that_others_read_stays_theirs():
         ([MATMUL, node("Add", "m m", "a"), node("Mul", "a g", "y")], {}),
         ([MATMUL, node("Mul", "m g", "y")], {"w": f(2, 6, 4)}),
         ([MATMUL, node("Div", "g m", "y")], {}),
+        (INTEGERS, {"v": np.int32([[1, 2]] * 6), "k": np.int32(3)}),
     ],
-    ids=["itself", "other channels", "another dimension", "bias of rows", "no bias", "several weights", "the divisor"],
+    ids=[
+        *["itself", "other channels", "another dimension", "bias of rows", "no bias", "several weights"],
+        *["the divisor", "integers"],
+    ],
 )
 def test_others_stay(nodes, changed):
     assert_left_alone(FoldLayerScale(), scaled(*nodes, **changed))
