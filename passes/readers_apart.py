@@ -29,7 +29,7 @@ class ReadersApart(Pass):
         tensors = graph.tensors()
         for name, chosen in self.readers.items():
             tensor = tensors[name]
-            nodes = [node for node in tensor.outputs if node.outputs[0].name in chosen and node.op != "Identity"]
+            nodes = [node for node in tensor.outputs if node.outputs[0].name in chosen]
             if not nodes:
                 continue
             same = gs.Variable(next(free_names(graph, f"{name}_")), tensor.dtype, tensor.shape)

@@ -45,14 +45,10 @@ def find_activations(
         return str(tensor.name)
 
     needs: dict[int, set[str]] = {key: set() for key in anchors}
-    for node in graph.nodes:
-        if id(node) not in anchors and id(node) not in joins:
-            continue
-        for tensor in node.inputs[:2] if id(node) in anchors else node.inputs:
-            if id(tensor) not in weights and not isinstance(tensor, gs.Constant):
-                name = add(_source(_in_front(node, tensor)), [node.op])
-                if id(node) in anchors:
-                    needs[id(node)].add(name)
+    for node, tensor in _read_as_codes(graph, anchors, joins, weights):
+        name = add(_source(_in_front(node, tensor)), [node.op])
+        if id(node) in anchors:
+            needs[id(node)].add(name)
     for key, node in anchors.items():
         if node.op == "Conv":
             written = behind_absorbed(node.outputs[0], sources)
@@ -76,26 +72,33 @@ def readers_of_codes(graph: gs.Graph, weights: Collection[int]) -> dict[str, fro
     it is codes for all.
     """
     anchors = {id(node) for node in graph.nodes if _is_anchor(graph, node, weights)}
-    quantized = anchors | _quantized_joins(graph, anchors)
+    joins = _quantized_joins(graph, anchors)
     sources: dict[int, gs.Tensor] = {}
-    between = set(quantized)
-    for node in graph.nodes:
-        for tensor in node.inputs[: 2 if id(node) in anchors else None] if id(node) in quantized else ():
-            if id(tensor) in weights or isinstance(tensor, gs.Constant):
-                continue
-            read = _in_front(node, tensor)
-            source = _source(read)
-            sources[id(source)] = source
-            for reached in (tensor, read):
-                while reached is not source and reached.inputs and id(reached.inputs[0]) not in between:
-                    between.add(id(reached.inputs[0]))
-                    reached = reached.inputs[0].inputs[0]
+    on_codes = anchors | joins  # and what stands between them and the tensors that are rounded
+    for node, tensor in _read_as_codes(graph, anchors, joins, weights):
+        source = _source(_in_front(node, tensor))
+        sources[id(source)] = source
+        while tensor is not source:
+            on_codes.add(id(tensor.inputs[0]))
+            tensor = tensor.inputs[0].inputs[0]
     found = {}
     for source in sources.values():
-        codes = [reader for reader in source.outputs if id(reader) in between]
-        if len(codes) < len(source.outputs) and not _from_quantized(source, quantized):
+        codes = [reader for reader in source.outputs if id(reader) in on_codes]
+        if len(codes) < len(source.outputs) and not _from_quantized(source, anchors | joins):
             found[str(source.name)] = frozenset(str(reader.outputs[0].name) for reader in codes)
     return found
+
+
+def _read_as_codes(
+    graph: gs.Graph, anchors: Collection[int], joins: Collection[int], weights: Collection[int]
+) -> Iterator[tuple[gs.Node, gs.Tensor]]:
+    """Every operator that computes on codes with each activation that it reads, in the graph's order."""
+    for node in graph.nodes:
+        if id(node) not in anchors and id(node) not in joins:
+            continue
+        for tensor in node.inputs[:2] if id(node) in anchors else node.inputs:
+            if id(tensor) not in weights and not isinstance(tensor, gs.Constant):
+                yield node, tensor
 
 
 def _is_anchor(graph: gs.Graph, node: gs.Node, weights: Collection[int]) -> bool:
