@@ -50,13 +50,33 @@ _REWARD_SAMPLES = 256
 _REWARD_BATCH = 32
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """A span of time, or a moment: by the clock, and what the processor worked for this process, summed over threads.
+    The second hardly depends on what else the machine does."""
+
+    clock: float = 0.0
+    processor: float = 0.0
+
+    @staticmethod
+    def now() -> Seconds:
+        """This moment."""
+        return Seconds(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.clock + other.clock, self.processor + other.processor)
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.clock - other.clock, self.processor - other.processor)
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """What became of one strategy at one budget, in bytes.
 
     perturbation: sum of the plan's mean-trace(H) ||Q(W) - W||^2, whatever the strategy went by. comparison: with the
-    float model, on the data to verify on. seconds: from the data to the widths, the ranges of activations included.
-    files, file_seconds: how many were evaluated to find the widths, and the part of the seconds that this took.
+    float model, on the data to verify on. search: from the data to the widths, the ranges of activations included.
+    files, file_search: how many were evaluated to find the widths, and the part of the search that this took.
     """
 
     strategy: Strategy
@@ -65,9 +85,9 @@ class Row:
     bytes: int
     perturbation: float
     comparison: Comparison
-    seconds: float
+    search: Seconds
     files: int = 0
-    file_seconds: float = 0.0
+    file_search: Seconds = Seconds()
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +178,7 @@ def compare(
                 write_model(candidate.model, output / f"{name}.onnx")
             plan = candidate.plan
             told = predicted(traces, plan)
-            found = (candidate.bytes, told, comparison, searched.seconds, searched.files, searched.file_seconds)
+            found = (candidate.bytes, told, comparison, searched.search, searched.files, searched.file_search)
             rows.append(Row(strategy, budget, plan, *found))
             if progress is not None:
                 progress("strategies", len(rows), len(strategies) * len(budgets))
@@ -169,7 +189,7 @@ def compare(
 
 @dataclass(frozen=True, eq=False)
 class _Tables:
-    """Sensitivity tables by method, each measured once, and the seconds that it took."""
+    """Sensitivity tables by method, each measured once, and how long it took."""
 
     prepared: Prepared
     data: Dataset
@@ -178,12 +198,12 @@ class _Tables:
     activation_average: float | None
     options: SensitivityOptions
     progress: Progress | None
-    _known: dict[Method, tuple[Compiler, float]] = field(default_factory=dict)
+    _known: dict[Method, tuple[Compiler, Seconds]] = field(default_factory=dict)
 
-    def __call__(self, method: Method) -> tuple[Compiler, float]:
+    def __call__(self, method: Method) -> tuple[Compiler, Seconds]:
         """The compiler of a method's table."""
         if method not in self._known:
-            start = time.perf_counter()
+            start = Seconds.now()
             # All strategies quantize the same tensors, so that only widths differ.
             options = replace(self.options, method=method, float_where_needed=False)
             table = measure_sensitivity(
@@ -191,19 +211,19 @@ class _Tables:
             )
             average = self.activation_average
             compiler = Compiler(self.prepared, table, self.bits, self.activation_bits, activation_average=average)
-            self._known[method] = compiler, time.perf_counter() - start
+            self._known[method] = compiler, Seconds.now() - start
         return self._known[method]
 
 
 @dataclass(frozen=True, eq=False)
 class _Searched:
-    """A plan as built, by which compiler, the seconds from the data to it, and the files that were evaluated."""
+    """A plan as built, by which compiler, how long from the data to it, and the files that were evaluated."""
 
     candidate: Candidate
     compiler: Compiler
-    seconds: float
+    search: Seconds
     files: int = 0
-    file_seconds: float = 0.0
+    file_search: Seconds = Seconds()
 
 
 def _searched(
@@ -212,17 +232,17 @@ def _searched(
     """The widths that a strategy chooses, and their file."""
     if strategy in _METHODS:
         compiler, measured = tables(_METHODS[strategy])
-        start = time.perf_counter()
+        start = Seconds.now()
         candidate = compiler.best(budget)
-        return _Searched(candidate, compiler, measured + time.perf_counter() - start)
+        return _Searched(candidate, compiler, measured + Seconds.now() - start)
     traced, measured = tables("gauss-newton")
     traces, problem = traced.space.sensitivity, traced.space.problem
     if strategy != "worst":
         _, measured = tables("norm")  # scales and ranges are all that the others need to know
-    start = time.perf_counter()
-    files, file_seconds = 0, 0.0
+    start = Seconds.now()
+    files, file_search = 0, Seconds()
     if strategy == "uniform":
-        return _Searched(uniform(traced, budget), traced, measured + time.perf_counter() - start)
+        return _Searched(uniform(traced, budget), traced, measured + Seconds.now() - start)
     choose: Callable[[int], Allocation]
     match strategy:
         case "random":
@@ -231,15 +251,15 @@ def _searched(
             choose = partial(worst, traced, order=_order(traces))
         case _:
             assert reward is not None
-            known, spent = reward.files, reward.seconds
+            known, spent = reward.files, reward.spent
             choice = haq.search(traced, budget, reward, agent).allocation.choice
-            files, file_seconds = reward.files - known, reward.seconds - spent
+            files, file_search = reward.files - known, reward.spent - spent
 
             def choose(allowed: int) -> Allocation:
                 return problem.allocation(haq.lowered(traced, choice, allowed))
 
     candidate = fitting(traced, budget, choose)
-    return _Searched(candidate, traced, measured + time.perf_counter() - start, files, file_seconds)
+    return _Searched(candidate, traced, measured + Seconds.now() - start, files, file_search)
 
 
 def predicted(table: Sensitivity, plan: Plan) -> float:
@@ -269,17 +289,17 @@ class _Reward:
         self.training = FineTuneOptions(epochs=agent.epochs, batch_size=_REWARD_BATCH, seed=agent.seed, device=device)
         self.progress = progress
         self.files = 0
-        self.seconds = 0.0
+        self.spent = Seconds()
 
     def __call__(self, allocation: Allocation) -> float:
-        start = time.perf_counter()
+        start = Seconds.now()
         candidate = self.compiler.candidate(allocation)
         if self.training.epochs:
             candidate = self.compiler.tuned(candidate, self._trained)
         with file_of(candidate.model) as written:
             drop = self.evaluator.compare(written).drop
         self.files += 1
-        self.seconds += time.perf_counter() - start
+        self.spent += Seconds.now() - start
         if self.progress is not None:
             self.progress("files that the agent tries", self.files, None)
         return -10.0 * drop

@@ -78,9 +78,10 @@ def load() -> list[Place]:
             cell = place.cells[row["strategy"]]
             cell.scores.append(row["score"])
             cell.divergences.append(sum(value for value in row["divergence"].values() if value is not None))
-            cell.seconds.append(row["seconds"])
+            # The processor's, which don't depend on what else the machine did; older results have the clock's alone.
+            cell.seconds.append(row.get("processor_seconds", row["seconds"]))
             cell.files.append(row["files"])
-            cell.file_seconds.append(row.get("file_seconds", 0.0))
+            cell.file_seconds.append(row.get("file_processor_seconds", row.get("file_seconds", 0.0)))
             cell.bytes.append(row["bytes"])
     return list(places.values())
 

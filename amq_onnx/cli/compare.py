@@ -145,7 +145,7 @@ def _tables(table: ComparisonTable) -> list[Table]:
                         _drop(row.comparison),
                         _divergence(row.comparison),
                         real(row.perturbation),
-                        f"{row.seconds:.1f}" + (f" ({row.files} files)" if row.files else ""),
+                        f"{row.search.clock:.1f}" + (f" ({row.files} files)" if row.files else ""),
                     ]
                     for row in rows
                 ],
@@ -204,9 +204,11 @@ def comparison_data(table: ComparisonTable) -> dict[str, Any]:
                 "divergence": {name: error.divergence for name, error in row.comparison.outputs.items()},
                 "sqnr": {name: error.sqnr for name, error in row.comparison.outputs.items()},
                 "perturbation": row.perturbation,
-                "seconds": row.seconds,
+                "seconds": row.search.clock,
+                "processor_seconds": row.search.processor,
                 "files": row.files,
-                "file_seconds": row.file_seconds,
+                "file_seconds": row.file_search.clock,
+                "file_processor_seconds": row.file_search.processor,
                 "weights": row.plan.weights,
                 "activations": {name: site.bits for name, site in row.plan.activations.items()},
             }
