@@ -248,7 +248,8 @@ class Program:
         last: dict[str, int] = {}
         for index in nodes:
             last.update((name, index) for name in self._bound[index].reads)
-        read = frozenset(last) | frozenset(outputs)
+        # What is given stays as it is, also where its node runs for the sake of another output.
+        written = (frozenset(last) | frozenset(outputs)) - given - {""}
         steps: list[Step] = []
         for index in nodes:
             bound = self._bound[index]
@@ -260,7 +261,7 @@ class Program:
                     template.append(values[i])
                 else:
                     reads.append(slot(name))
-            writes = tuple(slot(name) if name in read and name else -1 for name in bound.node.outputs)
+            writes = tuple(slot(name) if name in written else -1 for name in bound.node.outputs)
             frees = tuple(
                 {
                     slot(name)
@@ -312,7 +313,7 @@ class Program:
         for index in nodes:
             bound = self._bound[index]
             ancestors = self._integer_ancestors(bound, given, fresh)
-            if ancestors is None:
+            if ancestors is None or not given.isdisjoint(bound.node.outputs):
                 rest.append(index)
                 continue
             names = tuple(name for name in bound.node.outputs if name)

@@ -75,6 +75,29 @@ def test_any_tensor_can_be_asked_for_and_given():
     assert executor.run({"a": a}, ["a"])["a"] is a
 
 
+def test_a_given_output_stays_where_its_node_runs_for_another():
+    nodes = [node("Split", ["x"], ["a", "b"], axis=1, num_outputs=2), node("Mul", ["a", "b"], ["y"])]
+    executor = Executor(model(nodes, {"x": (FLOAT, [2, 6])}, {"y": FLOAT}))
+    x, a = torch.randn(2, 6), torch.randn(2, 3, requires_grad=True)
+    found = executor.run({"x": x, "a": a}, ["a", "b", "y"])
+    assert found["a"] is a
+    torch.testing.assert_close(found["y"], a * x[:, 3:])
+    (gradient,) = torch.autograd.grad(found["y"].sum(), a)
+    torch.testing.assert_close(gradient, x[:, 3:])
+
+
+def test_a_given_output_of_integers_stays_as_well():
+    """The node could be computed once for all: it reads constants alone."""
+    sizes = {"sizes": np.array([1, 2], np.int64), "rows": np.array([[5, 6, 7]], np.int64)}
+    nodes = [node("Split", ["rows", "sizes"], ["a", "b"], axis=1), node("Add", ["x", "a"], ["y"])]
+    nodes.append(node("Add", ["y", "b"], ["z"]))
+    executor = Executor(model(nodes, {"x": (INT64, [1, 2])}, {"z": INT64}, sizes))
+    x, a = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[1]])
+    assert executor.run({"x": x})["z"].tolist() == [[11, 12]]
+    assert executor.run({"x": x, "a": a})["z"].tolist() == [[7, 8]]
+    assert executor.run({"x": x})["z"].tolist() == [[11, 12]]
+
+
 def test_what_is_unchanged_is_enough_to_compute_what_changes():
     """A branch beside the changed tensor is given, the tensors in front of it aren't needed."""
     nodes = [
