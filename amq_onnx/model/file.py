@@ -47,11 +47,25 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"the external data of '{path}' can't be read: {error}") from error
     if model.ByteSize() < _EXTERNAL_ABOVE_BYTES:
         try:
+            _name_output_shapes(model)
             onnx.checker.check_model(model)
-        except (onnx.checker.ValidationError, ValueError) as error:
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
             reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
             raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
     return model
+
+
+def _name_output_shapes(model: onnx.ModelProto) -> None:
+    """Give outputs without a shape the one that follows from the graph: ONNX requires it, onnxruntime doesn't."""
+    lacking = [
+        value
+        for value in model.graph.output
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+    if lacking:
+        inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+        for value in lacking:
+            value.CopyFrom(inferred[value.name])
 
 
 def external_files(path: Path, model: onnx.ModelProto) -> list[Path]:

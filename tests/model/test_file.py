@@ -49,6 +49,17 @@ class TestRead:
         (folder / "m.onnx").write_bytes(proto.SerializeToString())
         assert read_model(folder / "m.onnx") == proto
 
+    def test_an_output_without_a_shape_gets_its_own(self, folder):
+        """ONNX requires one, onnxruntime doesn't, and some converters leave it out."""
+        proto = network()
+        proto.graph.output[0].type.tensor_type.ClearField("shape")
+        (folder / "m.onnx").write_bytes(proto.SerializeToString())
+        read = read_model(folder / "m.onnx")
+        sizes = [size.dim_param or size.dim_value for size in read.graph.output[0].type.tensor_type.shape.dim]
+        assert sizes == ["n", 32]
+        del read.graph.output[:], proto.graph.output[:]
+        assert read == proto
+
     @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.9, 0.999])
     def test_a_truncated_file_is_refused(self, share, folder):
         data = network().SerializeToString()
