@@ -54,7 +54,9 @@ class DropIdentities(Pass):
         for node in list(graph.nodes):
             if node.op not in ("Identity", "Dropout") or node.domain:
                 continue
-            if id(node.outputs[0]) in outputs or any(tensor.outputs for tensor in node.outputs[1:]):
+            if any(id(tensor) in outputs for tensor in node.outputs):
+                continue
+            if any(tensor.outputs for tensor in node.outputs[1:]):
                 continue
             if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
                 training = node.inputs[2]

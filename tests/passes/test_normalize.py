@@ -83,9 +83,12 @@ class TestDropIdentities:
             node("Where", "mask d x", "z"),
             node("Dropout", "x ratio train", "t"),
             node("Relu", "t", "u"),
+            node("Dropout", "x", "e kept"),
+            node("Neg", "e", "v"),
         ]
         constants = {"ratio": np.float32(0.0), "train": np.array(True)}
-        assert_left_alone(DropIdentities(), model(nodes, {"x": [4]}, {"y": [4], "z": [4], "u": [4]}, constants))
+        outputs = {"y": [4], "z": [4], "u": [4], "v": [4], "kept": (TensorProto.BOOL, [4])}
+        assert_left_alone(DropIdentities(), model(nodes, {"x": [4]}, outputs, constants))
 
     def test_readers_in_a_subgraph_still_find_their_tensor(self):
         branches = {
