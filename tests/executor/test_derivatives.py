@@ -161,6 +161,15 @@ def test_batch_normalization_has_derivatives_to_its_statistics_under_torch_func(
     assert set(torch.func.hessian(loss)(leaves)) == {"s", "b", "m", "v"}
 
 
+def test_batch_normalization_in_training_has_the_derivatives_of_the_batchs_own_statistics():
+    attributes = {"training_mode": 1, "epsilon": 0.25}
+    nodes = [node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y", "m2", "v2"], **attributes)]
+    constants = {"s": f(3), "b": f(3), "m": f(3), "v": np.abs(f(3))}
+    executor = Executor(model(nodes, {"x": (FLOAT, ["n", 3, 2])}, {"y": FLOAT}, constants), dtype=torch.float64)
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda value: executor.run({"x": value})["y"], x)
+
+
 def test_nothing_is_modified_in_place():
     executor = Executor(perceptron("Relu"))
     x = torch.randn(5, 3)

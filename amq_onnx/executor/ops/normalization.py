@@ -19,18 +19,21 @@ def batch_normalization(
     Statistics [C, *], one for each element, are what spatial = 0 means before opset 9.
     """
     epsilon = node.number("epsilon", 1e-5)
-    if not node.integer("training_mode"):
+
+    def normalized(mean: Tensor, variance: Tensor) -> Tensor:
         if mean.requires_grad or variance.requires_grad or mean.dim() > 1:  # torch's kernel has constants [C] only
             sizes = [-1] + [1] * (x.dim() - 2) if mean.dim() == 1 else list(mean.shape)
             factor = scale * torch.rsqrt(variance + epsilon)
             return x * factor.reshape(sizes) + (bias - mean * factor).reshape(sizes)
         return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+
+    if not node.integer("training_mode"):
+        return normalized(mean, variance)
     momentum = node.number("momentum", 0.9)
     axes = [0, *range(2, x.dim())]
     batch_mean, batch_variance = x.mean(axes), x.var(axes, unbiased=False)
-    y = F.batch_norm(x, batch_mean, batch_variance, scale, bias, False, 0.0, epsilon)
     return (
-        y,
+        normalized(batch_mean, batch_variance),
         mean * momentum + batch_mean * (1 - momentum),
         variance * momentum + batch_variance * (1 - momentum),
     )
