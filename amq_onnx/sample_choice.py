@@ -27,7 +27,7 @@ def importance_of(heads: Sequence[Head]) -> Callable[[Mapping[str, torch.Tensor]
         }
         total = torch.zeros(samples, dtype=torch.float64)
         for loss, score in zip(losses_for(heads, squares), scores, strict=True):
-            if len(score) == samples:
+            if score.shape[:1] == (samples,):
                 total += loss.trace(score).cpu()
         return total
 

@@ -210,7 +210,7 @@ class _Work:
     def _weights(self, first: int, count: int, scores: Sequence[Tensor]) -> Tensor:
         """Weights of a batch's samples, [samples]; their mean, [1], where a head doesn't count samples in front."""
         weights = self.weights[first : first + count].to(scores[0].device)
-        return weights if all(len(score) == count for score in scores) else weights.mean(0, keepdim=True)
+        return weights if all(score.shape[:1] == (count,) for score in scores) else weights.mean(0, keepdim=True)
 
     def _tell(self, step: str, samples: int) -> None:
         if self.progress is not None:

@@ -89,6 +89,40 @@ def softmax_at_the_end():
     return build(nodes, {"image": ["n", 3, 8, 8]}, {"probabilities": ["n", 10]}, conv_constants())
 
 
+def dilated_pooling():
+    """Between codes onnxruntime refuses the file: it takes dilated means for its own, which have none."""
+    nodes = conv_nodes()
+    nodes[2:2] = [node("AveragePool", "r1", "means", kernel_shape=[2, 2], dilations=[2, 2], pads=[1, 1, 1, 1])]
+    nodes[3].input[0] = "means"
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, conv_constants(), opset=19)
+
+
+def loss_inside():
+    """A second output without dimensions."""
+    nodes = [*conv_nodes(), node("ReduceLogSumExp", "scores", "cost", keepdims=0)]
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10], "cost": []}, conv_constants())
+
+
+def norm_in_training():
+    model = batch_norm()
+    model.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1))
+    model.graph.node[1].output.extend(["new_mean", "new_variance"])
+    return model
+
+
+def transposed_data():
+    """A Gemm whose data's first dimension isn't the samples."""
+    nodes = conv_nodes()
+    nodes[-1:] = [node("Transpose", "flat", "columns"), node("Gemm", "columns w3 b3", "scores", transA=1, transB=1)]
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, conv_constants())
+
+
+def kept_mask():
+    nodes = [*conv_nodes(), node("Dropout", "scores", "left mask"), node("Identity", "left", "all")]
+    outputs = {"all": ["n", 10], "mask": (TensorProto.BOOL, ["n", 10])}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, outputs, conv_constants())
+
+
 MODELS = {
     "dynamic batch": (conv_net, 3),
     "batch without a name": (lambda: conv_net(batch=None), 3),
@@ -105,6 +139,11 @@ MODELS = {
     "MatMul and Add": (matmul_and_add, 3),
     "one weight, two readers": (shared_weight, 4),
     "Softmax at the end": (softmax_at_the_end, 3),
+    "dilated pooling": (dilated_pooling, 3),
+    "a scalar output": (loss_inside, 3),
+    "BatchNormalization in training": (norm_in_training, 3),
+    "Gemm of transposed data": (transposed_data, 3),
+    "Dropout whose mask leaves": (kept_mask, 3),
 }
 
 

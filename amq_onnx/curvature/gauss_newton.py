@@ -35,7 +35,7 @@ def probe_gradients(
         for score, loss in zip(scores, losses, strict=True):
             root = loss.root_draw(score, generator)
             if weights is not None:
-                root *= weights.sqrt().to(root).reshape(-1, *[1] * (root.ndim - 1))
+                root *= weights.sqrt().to(root).reshape([-1, *[1] * (root.ndim - 1)][: root.ndim])
             pulled.append(root)
     gradients = vector_jacobian(scores, pulled, sites)
     return [

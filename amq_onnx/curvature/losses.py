@@ -78,19 +78,19 @@ class SoftmaxLoss:
                 f"labels run from {int(target.min())} to {int(target.max())}, but the model has {classes} classes"
             )
         chosen = torch.log_softmax(scores, self.axis).gather(self.axis, target.long().unsqueeze(self.axis))
-        return -chosen.reshape(len(scores), -1).mean(1)
+        return -_by_sample(chosen, scores).mean(1)
 
     def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss: KL(softmax(reference) || softmax(scores)), the mean over positions."""
         expected = torch.log_softmax(reference, self.axis)
         each = expected.exp() * (expected - torch.log_softmax(scores, self.axis))
-        return each.sum(self.axis).reshape(len(scores), -1).mean(1)
+        return _by_sample(each.sum(self.axis), scores).mean(1)
 
     def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss: half the variance of the differences over classes."""
         difference = scores - reference
         difference = difference - difference.mean(self.axis, keepdim=True)
-        return 0.5 * difference.square().reshape(len(scores), -1).mean(1)
+        return 0.5 * _by_sample(difference.square(), scores).mean(1)
 
     def root_product(self, scores: Tensor, vector: Tensor) -> Tensor:
         """See Loss."""
@@ -120,7 +120,7 @@ class SoftmaxLoss:
     def trace(self, scores: Tensor) -> Tensor:
         """See Loss. 1 - ||p||^2, averaged over positions."""
         probability = torch.softmax(scores.double(), self.axis)
-        return (1 - probability.square().sum(self.axis)).clamp_min_(0).reshape(len(scores), -1).mean(1)
+        return _by_sample((1 - probability.square().sum(self.axis)).clamp_min_(0), scores).mean(1)
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ class SigmoidLoss:
         if scores.numel() != target.numel():
             raise DataError(f"labels have shape {list(target.shape)}, but the model's scores {list(scores.shape)}")
         each = torch.nn.functional.softplus(scores) - scores * target.reshape(scores.shape).to(scores.dtype)
-        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+        return _by_sample(each, scores).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
     def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss: KL of the two Bernoulli variables of each score, summed over a sample's last dimension."""
         softplus = torch.nn.functional.softplus
         each = torch.sigmoid(reference) * (reference - scores) + softplus(scores) - softplus(reference)
-        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+        return _by_sample(each, scores).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
     def distance(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss: the divergence. Nearly all scores of a detector are far below any threshold, and what the others
@@ -159,7 +159,7 @@ class SigmoidLoss:
         """See Loss."""
         probability = torch.sigmoid(scores.double())
         each = probability * (1 - probability)
-        return each.reshape(len(scores), -1).sum(1) * _position_weight(scores, _last(scores)) ** 2
+        return _by_sample(each, scores).sum(1) * _position_weight(scores, _last(scores)) ** 2
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class SquaredLoss:
         if scores.numel() != target.numel():
             raise DataError(f"labels have shape {list(target.shape)}, but the model's output {list(scores.shape)}")
         difference = scores - target.reshape(scores.shape).to(scores.dtype)
-        return 0.5 * self.scale * difference.reshape(len(scores), -1).square().sum(1)
+        return 0.5 * self.scale * _by_sample(difference, scores).square().sum(1)
 
     def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss."""
@@ -196,8 +196,19 @@ class SquaredLoss:
 
     def trace(self, scores: Tensor) -> Tensor:
         """See Loss."""
-        elements = scores.numel() // max(1, len(scores))
-        return torch.full((len(scores),), self.scale * elements, dtype=torch.float64, device=scores.device)
+        samples = _samples(scores)
+        elements = scores.numel() // max(1, samples)
+        return torch.full((samples,), self.scale * elements, dtype=torch.float64, device=scores.device)
+
+
+def _samples(scores: Tensor) -> int:
+    """The first dimension; scores without any are one sample's."""
+    return len(scores) if scores.ndim else 1
+
+
+def _by_sample(values: Tensor, scores: Tensor) -> Tensor:
+    """Values, computed from scores, as [samples, values of a sample]."""
+    return values.reshape(_samples(scores), -1)
 
 
 def _last(scores: Tensor) -> int:
@@ -206,5 +217,5 @@ def _last(scores: Tensor) -> int:
 
 def _position_weight(scores: Tensor, classes: int) -> float:
     """Square root of 1 / positions: the mean over the positions of a sample."""
-    positions = scores.numel() // max(1, len(scores) * classes)
+    positions = scores.numel() // max(1, _samples(scores) * classes)
     return math.sqrt(1 / max(1, positions))

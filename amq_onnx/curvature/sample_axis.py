@@ -49,7 +49,7 @@ def sample_axes(scores: Sequence[Tensor], points: Sequence[Tensor], samples: int
 
     One backward pass, from the first sample's scores. None where scores don't run over the samples in front.
     """
-    if not points or any(not score.ndim or len(score) != samples for score in scores):
+    if not points or any(score.shape[:1] != (samples,) for score in scores):
         return [None] * len(points)
     pulled = []
     for score in scores:

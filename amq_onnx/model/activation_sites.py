@@ -60,7 +60,7 @@ def find_activations(
     found = tuple(
         ActivationSite(tensor.name, tuple(dict.fromkeys(readers[id(tensor)])))
         for tensor in ordered
-        if tensor.dtype is None or np.dtype(tensor.dtype) == np.float32
+        if (tensor.dtype is None or np.dtype(tensor.dtype) == np.float32) and not _is_dilated_mean(tensor)
     )
     return found, {key: frozenset(names) for key, names in needs.items()}
 
@@ -130,7 +130,9 @@ def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
     joins = {
         id(node): node
         for node in graph.nodes
-        if node.op in JOINS and not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
+        if node.op in JOINS
+        and not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
+        and not _is_dilated_mean(node.outputs[0])
     }
     changed = True
     while changed:
@@ -143,6 +145,13 @@ def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
                 del joins[key]
                 changed = True
     return set(joins)
+
+
+def _is_dilated_mean(tensor: gs.Tensor) -> bool:
+    """True for what must stay float: between codes onnxruntime makes a QLinearAveragePool of AveragePool, which refuses
+    dilations (opset 19), and with it the file."""
+    made = tensor.inputs[0] if tensor.inputs else None
+    return made is not None and made.op == "AveragePool" and max(made.attrs.get("dilations", [1])) > 1
 
 
 def _in_front(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
