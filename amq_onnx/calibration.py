@@ -95,7 +95,8 @@ def calibrate(
     importances: list[torch.Tensor] = []
     expected = ExpectedInputs(executor, layers)
     sampled = SampledInputs(executor, weighed, {layer.weight for layer in layers})
-    held = list(dict.fromkeys([*activations, *expected.names(), *sampled.names()]))
+    read = [name for name in dict.fromkeys([*expected.names(), *sampled.names()]) if name not in seen.histograms]
+    held = [*seen.histograms, *read]
     wanted = list(dict.fromkeys([*held, *heads]))
     # The first sample tells how large the activations are, and so how many samples fit a batch.
     with torch.inference_mode():
@@ -109,9 +110,10 @@ def calibrate(
                 try:
                     seen.histograms[name].update(found[name].float().cpu().numpy())
                 except ValueError as error:
-                    raise DataError(
-                        f"activation '{name}' is not finite on {data.origin} (sample {seen.samples} or later)"
-                    ) from error
+                    raise DataError(_not_finite(f"activation '{name}'", data, seen)) from error
+            for name in read:
+                if not found[name].isfinite().all():
+                    raise DataError(_not_finite(f"'{name}', which a layer reads,", data, seen))
             expected.update(found, data.count(batch))
             sampled.update(found, data.count(batch))
             for name in heads:
@@ -126,6 +128,13 @@ def calibrate(
     seen.output_errors = sampled.result()
     seen.mean_square = {name: total / seen.samples for name, total in squares.items()}
     return seen
+
+
+def _not_finite(what: str, data: Dataset, seen: Calibration) -> str:
+    return (
+        f"{what} is not finite on {data.origin} (sample {seen.samples} or later): "
+        "leave out samples that the float model can't handle"
+    )
 
 
 def _fitting(budget: int, elements: dict[str, int]) -> int:

@@ -32,9 +32,11 @@ class ExpectedInputs:
         return [layer.data for layer in self.layers]
 
     def update(self, found: dict[str, Tensor], samples: int) -> None:
-        """Add a batch: the layers' input tensors by name, first dimension the samples."""
+        """Add a batch: the layers' input tensors by name."""
         for layer in self.layers:
-            mean = found[layer.data].float().mean(0, keepdim=True)
+            # A Gemm may transpose its data, whose second dimension is then that of the samples.
+            transposed = layer.operator == "Gemm" and self.executor.node(layer.output).integer("transA")
+            mean = found[layer.data].float().mean(1 if transposed else 0, keepdim=True)
             expected = self._expected(layer, mean).double().cpu().numpy() * samples
             held = self._sums.get(layer.output)
             self._sums[layer.output] = expected if held is None else held + expected

@@ -44,7 +44,7 @@ class SampledInputs:
         return [layer.data for layer in self.layers]
 
     def update(self, found: dict[str, Tensor], samples: int) -> None:
-        """Add a batch: the layers' input tensors by name, first dimension the samples."""
+        """Add a batch: the layers' input tensors by name."""
         for layer in self.layers:
             rows = self._rows(layer, found[layer.data].float(), samples)
             self._moments.setdefault(layer.weight, _Moments()).add(rows)

@@ -5,6 +5,7 @@ import pytest
 from small_graphs import f, initializers, model, node, outputs
 
 from amq_onnx.calibration import calibrate
+from amq_onnx.errors import DataError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.inputs import input_specs
@@ -23,6 +24,11 @@ LAYERS = {
     "ConvTranspose": ([node("ConvTranspose", "x w b", "y", strides=[2, 2], pads=[1, 1, 0, 0])], (6, 5, 3, 3), 5),
     "ConvTranspose in groups": ([node("ConvTranspose", "x w b", "y", group=2)], (6, 5, 3, 3), 10),
     "Gemm": ([node("Flatten", "x", "l"), node("Gemm", "l w b", "y", transB=1)], (4, 150), 4),
+    "Gemm of transposed data": (
+        [node("Flatten", "x", "l"), node("Transpose", "l", "t"), node("Gemm", "t w b", "y", transA=1)],
+        (150, 4),
+        4,
+    ),
     "MatMul and Add": ([node("MatMul", "x w", "m"), node("Add", "b m", "y")], (5, 4), 4),
 }
 
@@ -86,3 +92,11 @@ def test_a_bias_that_another_layer_reads_keeps_its_values_there():
 def test_layers_that_can_not_be_shifted_for_free_are_left_alone(nodes):
     constants = {"w": f(4, 4)} | ({"b": f(4)} if any("b" in item.input for item in nodes) else {})
     assert not prepare(model(nodes, {"x": [1, 4]}, {"y": None}, constants)).layers
+
+
+def test_what_is_not_finite_is_named():
+    proto = model([node("Log", "x", "l"), node("Gemm", "l w", "y")], {"x": ["n", 4]}, {"y": None}, {"w": f(4, 3)})
+    prepared = prepare(proto)
+    data = Dataset(lambda: [{"x": f(2, 4)}], input_specs(proto), "the data")
+    with pytest.raises(DataError, match="'l', which a layer reads, is not finite on the data"):
+        calibrate(Executor(prepared.model), data, [], ["y"], prepared.layers)

@@ -18,6 +18,9 @@ from amq_onnx.model.inputs import input_specs
 from amq_onnx.model.random_data import random_data
 from amq_onnx.pipeline import quantize
 from amq_onnx.rewriting import prepare
+from amq_onnx.tuning.finetune import FineTuneOptions
+from amq_onnx.tuning.rounding import RoundingOptions
+from amq_onnx.tuning.tuner import TuningOptions
 
 
 def converted(opset):
@@ -251,6 +254,22 @@ def test_every_width_from_1_to_8(tmp_path):
     assert noises == sorted(noises, reverse=True)
     assert noises[0] > 0.1
     assert noises[-1] < 1e-3
+
+
+@pytest.mark.parametrize("tune", ["rounding", "full"])
+def test_samples_of_a_fixed_batch_stay_together(tmp_path, tune):
+    """A part of the batch can't be computed alone where the graph holds its size or constants for each sample."""
+    nodes = conv_nodes()
+    nodes[4:6] = [
+        node("Concat", "r2 each", "told", axis=1),
+        node("GlobalAveragePool", "told", "pooled"),
+        node("Reshape", "pooled sizes", "flat"),
+    ]
+    constants = conv_constants() | {"each": noise(9, 4, 32, 4, 4), "sizes": np.array([4, -1]), "w3": scaled(5, 10, 64)}
+    model = build(nodes, {"image": [4, 3, 8, 8]}, {"scores": [4, 10]}, constants)
+    options = TuningOptions(tune, RoundingOptions(steps=20), FineTuneOptions(epochs=1, batch_size=2))
+    quantized(model, random_data(model, 16, 0), tmp_path, size=0.5, tune=options)
+    assert relative_noise(model, tmp_path / "o.onnx", {"image": images()[:4]}, "scores") < 0.1
 
 
 def branches():

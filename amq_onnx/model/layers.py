@@ -38,8 +38,7 @@ def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
     """The layers of the main graph, Conv, ConvTranspose, Gemm and MatMul, that multiply what varies with `weights`.
 
     The output of a Conv, ConvTranspose or Gemm is shifted by its bias, which it has or can be given; that of a MatMul
-    where a constant is added to it and nothing else reads it. A Gemm that transposes its data, whose first dimension
-    then isn't the samples, is left out. weights: names of those that are asked for.
+    where a constant is added to it and nothing else reads it. weights: names of those that are asked for.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -53,8 +52,6 @@ def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
         if len(node.input) < 2 or node.input[1] not in weights or node.input[0] in constants:
             continue
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        if node.op_type == "Gemm" and attributes.get("transA", 0):
-            continue
         output, rank = node.output[0], len(constants[node.input[1]].dims)
         bias = node.input[2] if len(node.input) > 2 else ""
         shiftable = True

@@ -144,6 +144,9 @@ class _Training:
         self.teacher = Executor(model, device=options.device)
         self.student = Executor(quantized, device=options.device)
         self.names = [head.tensor for head in heads]
+        fixed = data.fixed_batch()
+        if fixed is not None and self.processes.size > 1:
+            raise UsageError(f"the model's batch is fixed at {fixed}: train it on one process")
         training, self.held_out = data.split(_HELD_OUT, _MOST_HELD_OUT)
         if data.first(2 * _HELD_OUT).samples() < 2 * _HELD_OUT:
             training = self.held_out = data

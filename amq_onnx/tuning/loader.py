@@ -19,8 +19,9 @@ _PIECE_BYTES = 2_000_000_000
 class Loader:
     """Batches for training, in an order that follows from the seed and the epoch alone.
 
-    batch_size: of all processes together. rank, size: this process and how many there are; each gets its share of
-    every batch. What is left over after the last whole batch of an epoch is left out, where there is a whole one.
+    batch_size: of all processes together; that of the model, where it is fixed. rank, size: this process and how many
+    there are; each gets its share of every batch. What is left over after the last whole batch of an epoch is left out,
+    where there is a whole one.
     mix: mix every sample with another one of the batch, in shares that differ (mixup, Zhang et al. 2018, arXiv
     1710.09412), where there are float inputs. augment: applied after that to each process's share, differently in every
     epoch.
@@ -37,7 +38,7 @@ class Loader:
         mix: bool = False,
     ) -> None:
         self.data = data
-        self.batch_size = batch_size
+        self.batch_size = data.fixed_batch() or batch_size
         self.seed = seed
         self.augment = augment
         self.rank = rank

@@ -164,12 +164,14 @@ class _Network:
         self.biases = find_biases(quantized)
         self.blocks = find_blocks(model, list(self.weights), [head.tensor for head in heads])
         self.samples = 0
+        self.fixed_batch = False
         self.layers: tuple[str, ...] = ()
         self._counts: list[int] = []
 
     def chunks(self, data: Dataset) -> list[dict[str, Tensor]]:
         """The graph's inputs, a few samples at a time, and mixes of them."""
         fitting = self._fitting(data)
+        self.fixed_batch = data.fixed_batch() is not None
         batches = list(data.first(min(self.options.samples, fitting)).batches(self.options.chunk))
         self.samples = sum(map(data.count, batches))
         whole = list(batches)
@@ -312,10 +314,11 @@ class _Network:
             if name in block.tensors and site.scale not in values and not site.narrow and not site.fixed
         ]
         generator = torch.Generator().manual_seed(_seed(self.options.seed, number, -1))
-        data = training.parts(samples_a_step(self.float, block, training.chunks[0]))
+        if not self.fixed_batch:
+            training = training.parts(samples_a_step(self.float, block, training.chunks[0]))
         made = {*block.tensors, *block.outputs} - {block.input}
         biases = [name for name, tensors in self.biases.items() if made.issuperset(tensors)]
-        found = round_block(self.quantized, weights, activations, biases, data, self.options.steps, generator)
+        found = round_block(self.quantized, weights, activations, biases, training, self.options.steps, generator)
         learned = self._initializers(found, weights, activations)
         shares = [found.settled / max(1, found.elements), found.changed / max(1, found.elements)]
         learned["report"] = np.array([found.nearest, found.learned, *shares])
