@@ -14,6 +14,7 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.statistics import falling, shrunk
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.freed_batch import freed
 from amq_onnx.head_losses import losses_for
 from amq_onnx.learned_losses import bounded, rounded_weight
 from amq_onnx.measurement_options import SensitivityOptions
@@ -72,6 +73,7 @@ def measure_sensitivity(
         raise UsageError(f"--granularity channel needs traces: use --sensitivity {' or '.join(get_args(TraceMethod))}")
     heads, left_out = find_heads(prepared.model, options.loss)
     executor = Executor(weighed(prepared.model, heads), device=options.device)
+    data = freed(data, [executor])
     activations = [site.name for site in prepared.sites.activations] if activation_bits else []
     layers = prepared.layers if options.correct_biases else ()
     names = [head.tensor for head in heads]

@@ -25,6 +25,7 @@ from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine, FoldAffineForward
 from amq_onnx.passes.fold_layer_scale import FoldLayerScale
+from amq_onnx.passes.free_batch import FreeBatch
 from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
@@ -54,8 +55,8 @@ from amq_onnx.targets import TARGETS, Target
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
 _PREPARATION = (
-    FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(), SplitHardSwishes(),
-    ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
+    FreeBatch(), FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(),
+    SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
 )  # fmt: skip
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {

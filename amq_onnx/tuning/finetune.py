@@ -22,6 +22,7 @@ from amq_onnx.calibration import Progress, tensors
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.freed_batch import freed
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head
@@ -144,6 +145,7 @@ class _Training:
         self.teacher = Executor(model, device=options.device)
         self.student = Executor(quantized, device=options.device)
         self.names = [head.tensor for head in heads]
+        data = freed(data, [self.teacher, self.student])
         fixed = data.fixed_batch()
         if fixed is not None and self.processes.size > 1:
             raise UsageError(f"the model's batch is fixed at {fixed}: train it on one process")

@@ -18,6 +18,7 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.sample_axis import per_sample
 from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.freed_batch import freed
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head
@@ -170,6 +171,7 @@ class _Network:
 
     def chunks(self, data: Dataset) -> list[dict[str, Tensor]]:
         """The graph's inputs, a few samples at a time, and mixes of them."""
+        data = freed(data, [self.float, self.quantized])
         fitting = self._fitting(data)
         self.fixed_batch = data.fixed_batch() is not None
         batches = list(data.first(min(self.options.samples, fitting)).batches(self.options.chunk))
