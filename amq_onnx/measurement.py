@@ -22,16 +22,10 @@ from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
 from amq_onnx.outweighing import outweighing
-from amq_onnx.quantizer.activation_ranges import (
-    activation_encoding,
-    activation_range,
-    mean_squared_error,
-    range_of_hard_sigmoid,
-    range_of_shift,
-)
+from amq_onnx.quantizer.activation_ranges import activation_encoding, mean_squared_error
 from amq_onnx.quantizer.encoding import Encoding
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
-from amq_onnx.range_curvature import weigh_histograms
+from amq_onnx.range_curvature import Ranges, measured_ranges
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
@@ -41,13 +35,10 @@ from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
 from amq_onnx.traces import Method as TraceMethod
 from amq_onnx.traces import Trace, Traces, measure_traces
 
-Ranges = dict[str, dict[int, tuple[float, float]]]
 # Losses are known well enough from this many samples that tell much; more only where so many sites and widths share a
 # pass that measuring each of them would take longer.
 _FEWEST_SAMPLES = 64
 _SAMPLES_PER_ENTRY = 2
-# Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
-_RANGE_SAMPLES = 128
 # Traces that bound losses: samples, and probes of each.
 _BOUND_SAMPLES = 128
 _BOUND_PROBES = 2
@@ -191,7 +182,17 @@ class _Measurement:
     def measure(self, heads: Sequence[Head]) -> _Found:
         """All rows, with these losses."""
         losses = losses_for(heads, self.seen.mean_square)
-        ranges = self._ranges(heads, losses)
+        ranges = measured_ranges(
+            self.executor,
+            self.data,
+            self.prepared.code_operators,
+            self.seen,
+            self.activation_bits,
+            self.options,
+            heads,
+            losses,
+            self.progress,
+        )
         encodings = {
             name: {bits: activation_encoding(*ends, bits) for bits, ends in by_bits.items()}
             for name, by_bits in ranges.items()
@@ -207,32 +208,6 @@ class _Measurement:
         if self.options.learns:
             found = self._bounded(found, heads, losses)
         return self._from_losses(found, encodings, ranges)
-
-    def _ranges(self, heads: Sequence[Head], losses: Sequence[Loss]) -> Ranges:
-        """Ranges of activations by width."""
-        histograms = self.seen.histograms
-        if self.options.ranges == "curvature" and histograms:
-            weigh_histograms(
-                self.executor,
-                self.data.first(min(self.options.samples, _RANGE_SAMPLES)),
-                histograms,
-                heads,
-                losses,
-                batch_size=self.seen.curvature_batch_size(),
-                seed=self.options.seed,
-                progress=self.progress,
-            )
-        ranges = {
-            name: {bits: activation_range(histogram, bits, self.options.ranges) for bits in self.activation_bits}
-            for name, histogram in histograms.items()
-        }
-        for name, (alpha, beta, alone) in self.prepared.code_operators.hard_sigmoids.items():
-            for bits, (low, high) in ranges.get(name, {}).items():
-                ranges[name][bits] = range_of_hard_sigmoid(low, high, bits, alpha, beta, alone)
-        for name, level in self.prepared.code_operators.levels.items():
-            for bits, ends in ranges.get(name, {}).items():
-                ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, level, self.options.ranges)
-        return ranges
 
     def _bounded(self, found: SiteLosses, heads: Sequence[Head], losses: Sequence[Loss]) -> SiteLosses:
         """Losses of weights that are at most Ω."""

@@ -1,4 +1,4 @@
-"""The curvature of the values that activations take, by which their ranges are chosen."""
+"""Ranges of activations, and the curvature of the values that they take, by which these are chosen."""
 
 from __future__ import annotations
 
@@ -6,15 +6,64 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from amq_onnx.calibration import Progress, tensors
+from amq_onnx.calibration import Calibration, Progress, tensors
+from amq_onnx.code_operators import CodeOperators
 from amq_onnx.curvature.gauss_newton import probe_gradients
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
+from amq_onnx.quantizer.activation_ranges import activation_range, range_of_hard_sigmoid, range_of_shift
 from amq_onnx.quantizer.histogram import StreamingHistogram
+
+Ranges = dict[str, dict[int, tuple[float, float]]]
+"""The least and the largest value of each activation, by its name and width."""
+
+# Samples on which the bins of activations are weighed: a bin sums thousands of elements of each.
+_SAMPLES = 128
+
+
+def measured_ranges(
+    executor: Executor,
+    data: Dataset,
+    code_operators: CodeOperators,
+    seen: Calibration,
+    activation_bits: Sequence[int],
+    options: SensitivityOptions,
+    heads: Sequence[Head],
+    losses: Sequence[Loss],
+    progress: Progress | None = None,
+) -> Ranges:
+    """Ranges of the activations in `seen`, whose histograms are weighed where `options` want that.
+
+    code_operators: float operators that are computed on codes, for which some ranges are better than others.
+    """
+    histograms = seen.histograms
+    if options.ranges == "curvature" and histograms:
+        weigh_histograms(
+            executor,
+            data.first(min(options.samples, _SAMPLES)),
+            histograms,
+            heads,
+            losses,
+            batch_size=seen.curvature_batch_size(),
+            seed=options.seed,
+            progress=progress,
+        )
+    ranges = {
+        name: {bits: activation_range(histogram, bits, options.ranges) for bits in activation_bits}
+        for name, histogram in histograms.items()
+    }
+    for name, (alpha, beta, alone) in code_operators.hard_sigmoids.items():
+        for bits, (low, high) in ranges.get(name, {}).items():
+            ranges[name][bits] = range_of_hard_sigmoid(low, high, bits, alpha, beta, alone)
+    for name, level in code_operators.levels.items():
+        for bits, ends in ranges.get(name, {}).items():
+            ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, level, options.ranges)
+    return ranges
 
 
 def weigh_histograms(
