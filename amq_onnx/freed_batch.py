@@ -50,9 +50,10 @@ def _same(executor: Executor, alone: Sequence[Batch], together: Batch, single: B
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
-    return (
-        torch.cat(list(values)) if all(isinstance(value, Tensor) and value.ndim for value in values) else torch.ones(0)
-    )
+    """Along the samples; nothing where no dimension counts them."""
+    if any(not isinstance(value, Tensor) or not value.ndim for value in values):
+        return torch.ones(0)
+    return torch.cat(list(values))
 
 
 def _close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.calibration import Progress, calibrate
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.freed_batch import freed
 from amq_onnx.head_losses import losses_for
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import heads_with, weighed
@@ -42,6 +43,7 @@ def measure_plan(
     """
     heads = heads_with(prepared.model, chosen)
     executor = Executor(weighed(prepared.model, heads), device=device)
+    data = freed(data, [executor])
     names = [head.tensor for head in heads]
     seen = calibrate(executor, data, [], names, progress=progress, importance=importance_of(heads))
     looked_at, weights = weighed_samples(data, seen.importance, samples, seed)

@@ -1,7 +1,8 @@
 """What sites of a plan really add to the loss: the same as the table that measures every width, on the same samples."""
 
 import pytest
-from cli.networks import conv_net
+from cli.networks import conv_net, node, noise
+from onnx import numpy_helper
 
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
@@ -47,7 +48,11 @@ def test_channels_of_their_own_width_are_between_those_alike(measured):
 
 
 def test_a_model_of_a_fixed_batch():
+    """Its samples can't be told apart: each has a constant of its own."""
     model = conv_net(batch=8)
+    model.graph.node[-1].output[0] = "same"
+    model.graph.node.append(node("Add", "same each", "scores"))
+    model.graph.initializer.append(numpy_helper.from_array(noise(9, 8, 10), "each"))
     prepared, data = prepare(model), random_data(model, 24, 0)
     table = measure_sensitivity(prepared, data, (3, 5), (4,), SensitivityOptions(method="measured"))
     found = measure_plan(prepared, plan_of(table, {"w1": 3, "w2": 5, "w3": 3}), data, table.loss)

@@ -13,6 +13,7 @@ from amq_onnx.curvature.lanczos import Spectrum
 from amq_onnx.errors import UsageError
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.formats import count, percent, real
+from amq_onnx.freed_batch import freed
 from amq_onnx.head_losses import losses_on
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.file import read_model, write_text
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     heads, _ = find_heads(prepared.model, arguments.loss)
     weights = _chosen([site.name for site in prepared.sites.weights], arguments.weights)
     executor = Executor(weighed(prepared.model, heads), device=device)
+    data = freed(data, [executor])
     with console.progress() as progress:
         found = measure_spectra(
             executor,
