@@ -24,8 +24,8 @@ class PlaceOnCodes(Pass):
     DequantizeLinear where they look for it, in front of the operator with an integer kernel. A Pad that fills
     with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
     Gather of rows when they belong to columns, as an embedding's do. Left alone: other operators behind per-axis
-    encodings, other pads, a Resize that computes between values, graph outputs, and without `weights` what comes from a
-    constant: not every operator moves every integer type.
+    encodings, other pads, a Resize that computes between values or names its axes, graph outputs, and without `weights`
+    what comes from a constant: not every operator moves every integer type.
     """
 
     def __init__(self, weights: bool = True) -> None:
@@ -73,7 +73,7 @@ def is_carrier(node: gs.Node) -> bool:
         return not constant or zero
     if node.op == "Resize":
         cropped = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-        return node.attrs.get("mode", "nearest") == "nearest" and not cropped
+        return node.attrs.get("mode", "nearest") == "nearest" and not cropped and "axes" not in node.attrs
     return node.op in _CARRIERS
 
 

@@ -100,6 +100,16 @@ def dilated_pooling():
     return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, conv_constants(), opset=19)
 
 
+def smaller_by_axes():
+    """onnxruntime's own move of a Transpose behind such a Resize on codes makes a graph that it refuses."""
+    nodes = conv_nodes()
+    resize = {"axes": [2, 3], "mode": "nearest", "keep_aspect_ratio_policy": "not_larger"}
+    nodes.insert(2, helper.make_node("Resize", ["r1", "", "", "sides"], ["smaller"], **resize))
+    nodes[3].input[0] = "smaller"
+    constants = conv_constants() | {"sides": np.array([3, 4])}
+    return build(nodes, {"image": ["n", 3, 8, 8]}, {"scores": ["n", 10]}, constants)
+
+
 def loss_inside():
     """A second output without dimensions."""
     nodes = [*conv_nodes(), node("ReduceLogSumExp", "scores", "cost", keepdims=0)]
@@ -143,6 +153,7 @@ MODELS = {
     "one weight, two readers": (shared_weight, 4),
     "Softmax at the end": (softmax_at_the_end, 3),
     "dilated pooling": (dilated_pooling, 3),
+    "a Resize of some axes": (smaller_by_axes, 3),
     "a scalar output": (loss_inside, 3),
     "BatchNormalization in training": (norm_in_training, 3),
     "Gemm of transposed data": (transposed_data, 3),

@@ -60,7 +60,7 @@ def find_activations(
     found = tuple(
         ActivationSite(tensor.name, tuple(dict.fromkeys(readers[id(tensor)])))
         for tensor in ordered
-        if (tensor.dtype is None or np.dtype(tensor.dtype) == np.float32) and not _is_dilated_mean(tensor)
+        if (tensor.dtype is None or np.dtype(tensor.dtype) == np.float32) and not _breaks_between_codes(tensor)
     )
     return found, {key: frozenset(names) for key, names in needs.items()}
 
@@ -132,7 +132,7 @@ def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
         for node in graph.nodes
         if node.op in JOINS
         and not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
-        and not _is_dilated_mean(node.outputs[0])
+        and not _breaks_between_codes(node.outputs[0])
     }
     changed = True
     while changed:
@@ -147,11 +147,18 @@ def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
     return set(joins)
 
 
-def _is_dilated_mean(tensor: gs.Tensor) -> bool:
-    """True for what must stay float: between codes onnxruntime makes a QLinearAveragePool of AveragePool, which refuses
-    dilations (opset 19), and with it the file."""
+def _breaks_between_codes(tensor: gs.Tensor) -> bool:
+    """True for what must stay float, or onnxruntime refuses the file.
+
+    It makes a QLinearAveragePool of an AveragePool between codes, which has no dilations (opset 19); and it moves the
+    Transpose behind a convolution of codes through a Resize in front of another one as if that named all dimensions
+    (`axes`, opset 18).
+    """
     made = tensor.inputs[0] if tensor.inputs else None
-    return made is not None and made.op == "AveragePool" and max(made.attrs.get("dilations", [1])) > 1
+    if made is None:
+        return False
+    dilated = made.op == "AveragePool" and max(made.attrs.get("dilations", [1])) > 1
+    return dilated or (made.op == "Resize" and "axes" in made.attrs)
 
 
 def _in_front(node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:

@@ -68,6 +68,11 @@ class TestPlaceOnCodes:
         before = self.quantized([node("Resize", "x roi twice", "c", **attributes)], encoded(), constants)
         assert_left_alone(PlaceOnCodes(), before)
 
+    def test_a_resize_that_names_its_axes_stays(self):
+        constants = {"twice": np.float32([2, 2])}
+        before = self.quantized([node("Resize", "x - twice", "c", axes=[2, 3])], encoded(), constants)
+        assert_left_alone(PlaceOnCodes(), before)
+
     def test_several_carriers_and_branches(self):
         carriers = [
             node("MaxPool", "x", "m", kernel_shape=[2, 2]),
