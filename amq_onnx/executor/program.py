@@ -58,6 +58,10 @@ class _Folded:
     ancestors: frozenset[str]
 
 
+# What onnxruntime's optimizers leave behind, offline or in a session that saves its graph.
+_OPTIMIZED = ": it is one of onnxruntime's own, so give the model as it was before onnxruntime optimized it."
+
+
 def opset_of(domain: str, opsets: Mapping[str, int]) -> int:
     """The version that a model imports of `domain`, 1 where it doesn't say."""
     return opsets.get("" if domain == "ai.onnx" else domain, 1)
@@ -115,7 +119,8 @@ class Program:
             label = proto.name or next(iter(proto.output), "")
             raise UnsupportedOperatorError(
                 f"the executor has no operator {proto.op_type} "
-                f"(domain '{proto.domain or 'ai.onnx'}', opset {opset}), which node '{label}' needs."
+                f"(domain '{proto.domain or 'ai.onnx'}', opset {opset}), which node '{label}' needs"
+                + (_OPTIMIZED if proto.domain.startswith("com.microsoft") else ".")
             )
         captures: dict[str, None] = {}
         subgraphs: dict[str, Subgraph] = {}

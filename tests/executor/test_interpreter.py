@@ -224,6 +224,13 @@ def test_an_unsupported_operator_is_named():
         Executor(unknown())
 
 
+def test_a_graph_that_onnxruntime_has_optimized_is_told_from_others():
+    proto = model([node("FusedConv", ["x"], ["y"], domain="com.microsoft")], {"x": FLOAT}, {"y": FLOAT})
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(UnsupportedOperatorError, match="as it was before onnxruntime optimized it"):
+        Executor(proto)
+
+
 def test_a_missing_input_is_named():
     nodes = [node("Add", ["a", "b"], ["y"]), node("Neg", ["a"], ["z"])]
     executor = Executor(model(nodes, {"a": (FLOAT, [2]), "b": (FLOAT, [2])}, {"y": FLOAT, "z": FLOAT}))
