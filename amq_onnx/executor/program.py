@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnx import AttributeProto, TensorProto
 
-from amq_onnx.errors import DataError, ModelError, UnsupportedOperatorError
+from amq_onnx.errors import DataError, ModelError
 from amq_onnx.executor import registry
 from amq_onnx.executor.node import NodeContext, Subgraph
 from amq_onnx.executor.plan import (
@@ -56,10 +56,6 @@ class _Folded:
 
     value: torch.Tensor
     ancestors: frozenset[str]
-
-
-# What onnxruntime's optimizers leave behind, offline or in a session that saves its graph.
-_OPTIMIZED = ": it is one of onnxruntime's own, so give the model as it was before onnxruntime optimized it."
 
 
 def opset_of(domain: str, opsets: Mapping[str, int]) -> int:
@@ -113,15 +109,8 @@ class Program:
         if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
             self._add_constant(proto.output[0], constant_tensor(proto))
             return
-        operator = registry.find(proto.op_type, proto.domain)
         opset = opset_of(proto.domain, self._settings.opsets)
-        if operator is None:
-            label = proto.name or next(iter(proto.output), "")
-            raise UnsupportedOperatorError(
-                f"the executor has no operator {proto.op_type} "
-                f"(domain '{proto.domain or 'ai.onnx'}', opset {opset}), which node '{label}' needs"
-                + (_OPTIMIZED if proto.domain.startswith("com.microsoft") else ".")
-            )
+        operator = registry.required(proto, opset)
         captures: dict[str, None] = {}
         subgraphs: dict[str, Subgraph] = {}
         attributes: dict[str, Any] = {}

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+import onnx
+
+from amq_onnx.errors import UnsupportedOperatorError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -72,6 +76,20 @@ def _load() -> dict[tuple[str, str], Operator]:
 def find(op_type: str, domain: str) -> Operator | None:
     """The operator registered under that name, or None. `ai.onnx` is the default domain."""
     return _load().get(("" if domain == "ai.onnx" else domain, op_type))
+
+
+def required(node: onnx.NodeProto, opset: int) -> Operator:
+    """The operator of `node`. Raises UnsupportedOperatorError where there is none."""
+    found = find(node.op_type, node.domain)
+    if found is None:
+        label = node.name or next(iter(node.output), "")
+        # What its optimizers leave behind, offline or in a session that saves its graph.
+        optimized = ": it is one of onnxruntime's own, so give the model as it was before onnxruntime optimized it"
+        raise UnsupportedOperatorError(
+            f"the executor has no operator {node.op_type} (domain '{node.domain or 'ai.onnx'}', opset {opset}), which "
+            f"node '{label}' needs{optimized if node.domain.startswith('com.microsoft') else ''}"
+        )
+    return found
 
 
 def names() -> frozenset[str]:
