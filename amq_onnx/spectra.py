@@ -15,7 +15,7 @@ from amq_onnx.curvature.lanczos import Spectrum, SpectrumSearch
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.sample_axis import per_sample
 from amq_onnx.curvature.seeds import mixed_seed
-from amq_onnx.curvature.vector_jacobian import vector_jacobian
+from amq_onnx.curvature.vector_jacobian import derivatives, vector_jacobian
 from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.head_losses import labelled_losses
@@ -93,9 +93,7 @@ class _Blocks:
             found = self.executor.run({**tensors(batch, self.executor), **leaves}, [h.tensor for h in self.heads])
             scores = [found[head.tensor] for head in self.heads]
             loss = self._loss(scores, batch)
-            gradients: list[Tensor | None] = [None] * len(leaves)
-            if loss.requires_grad:
-                gradients = list(torch.autograd.grad(loss, [*leaves.values()], create_graph=True, allow_unused=True))
+            gradients = derivatives(loss, [*leaves.values()], create_graph=True)
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
                 if gradient is None or not gradient.requires_grad:
                     continue
@@ -158,7 +156,7 @@ def measure_activation_eigenvalues(
             [each.divergence(score.detach(), score).sum() for each, score in zip(losses, scores, strict=True)]
         ).sum()
         sites = [found[name] for name in activations]
-        gradients = torch.autograd.grad(loss, sites, create_graph=True, allow_unused=True)
+        gradients = derivatives(loss, sites, create_graph=True)
         generator = torch.Generator().manual_seed(mixed_seed(seed, 0, unit))
         for (name, encodings), site, gradient in zip(activations.items(), sites, gradients, strict=True):
             values[name].append(_top_eigenvalues(site, gradient, samples, generator))

@@ -312,3 +312,16 @@ def test_a_branch_that_no_sample_takes_stays_float_with_the_reason(method):
     assert "a branch never taken" in found[1].left_float["bb"]
     plan = Compiler(prepared, found[1], (4,), (8,)).best(10**6).plan
     assert set(plan.weights) == {"a", "w"}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "hessian"])
+def test_a_graph_without_derivatives_is_quantized_as_well(method, tmp_path):
+    """Nothing behind the Hardmax tells how sensitive what is in front of it is."""
+    nodes = [*conv_nodes(), node("Hardmax", "scores", "chosen")]
+    model = build(nodes, {"image": ["n", 3, 8, 8]}, {"chosen": ["n", 10]}, conv_constants())
+    np.savez(tmp_path / "d.npz", image=images())
+    tune = TuningOptions(rounding=RoundingOptions(steps=5))
+    more = {"bits": (8,), "tune": tune, "options": replace(FAST, method=method)}
+    path, data = save(model, tmp_path / "m.onnx"), open_data(str(tmp_path / "d.npz"), model)
+    quantize(path, data, size=0.6, output=tmp_path / "o.onnx", **more)
+    assert relative_noise(model, tmp_path / "o.onnx", {"image": images()}, "chosen") < 0.3

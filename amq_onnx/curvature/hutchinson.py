@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.draws import rademacher_like
-from amq_onnx.curvature.vector_jacobian import vector_jacobian
+from amq_onnx.curvature.vector_jacobian import derivatives, vector_jacobian
 
 
 def probe_products(loss: Tensor, sites: Sequence[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
@@ -22,7 +22,7 @@ def probe_products(loss: Tensor, sites: Sequence[Tensor], generator: torch.Gener
     loss: a scalar, of a graph that can be differentiated twice; summed over samples, the part of v * (H v) that
     belongs to one sample's activations is a draw of that sample's own trace.
     """
-    gradients = torch.autograd.grad(loss, list(sites), create_graph=True, allow_unused=True)
+    gradients = derivatives(loss, sites, create_graph=True)
     for site, gradient in zip(sites, gradients, strict=True):
         if gradient is None or not gradient.requires_grad:
             yield torch.zeros_like(site)

@@ -1,4 +1,4 @@
-"""Vectors pulled back through an autograd graph."""
+"""Derivatives, and vectors pulled back, through an autograd graph."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def derivatives(total: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor | None]:
+    """The gradient of a scalar in each of `inputs`; None where it doesn't depend on it, as on nothing behind a Hardmax.
+
+    The graph is kept. create_graph: for derivatives of what is returned.
+    """
+    if not total.requires_grad:
+        return [None] * len(inputs)
+    return list(
+        torch.autograd.grad(total, list(inputs), retain_graph=True, create_graph=create_graph, allow_unused=True)
+    )
 
 
 def vector_jacobian(
@@ -19,4 +31,4 @@ def vector_jacobian(
     would make torch import sympy, nearly a second of a command that takes five.
     """
     product = torch.stack([(output * vector).sum() for output, vector in zip(outputs, vectors, strict=True)]).sum()
-    return list(torch.autograd.grad(product, list(inputs), retain_graph=True, allow_unused=True))
+    return derivatives(product, inputs)
