@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import onnx
@@ -31,9 +32,10 @@ from amq_onnx.tuning.mixing import mixed_samples
 from amq_onnx.tuning.quantizers import Quantizer, along, find_biases, find_quantizers
 from amq_onnx.tuning.sums import SumAligner
 
-# Elements of a block's largest tensor in one step, where more than a few samples are needed for as many: layers of
-# large images see thousands of positions in each sample.
+# Elements of a block's largest tensor in one step, and positions of its largest image, where more than a few samples
+# are needed for as many: layers of large images see thousands of positions in each sample.
 _STEP_ELEMENTS = 1 << 20
+_STEP_POSITIONS = 1 << 14
 _FEWEST_SAMPLES = 2
 # Elements that all samples' values of one tensor between blocks may have: 256 million floats are 1 GB.
 _BOUNDARY_ELEMENTS = 256_000_000
@@ -341,14 +343,16 @@ class _Network:
 
 
 def samples_a_step(executor: Executor, block: Block, chunk: Chunk) -> int:
-    """How many samples a step may have, by the largest tensor that the nodes of `block` read of one sample; no fewer
-    than 2. executor: of the float graph."""
+    """How many samples a step may have, by the largest tensor and the largest image [C, H, W] that the nodes of `block`
+    read of one sample; no fewer than 2. executor: of the float graph."""
     first = chunk.parts(1)[0]
     given = {} if block.input is None or first.floating is None else {block.input: first.floating}
     with torch.inference_mode():
         found = executor.run({**first.feeds, **given}, sorted(block.tensors))
-    sizes = [value.numel() for value in found.values() if isinstance(value, Tensor)]
-    return max(_FEWEST_SAMPLES, _STEP_ELEMENTS * first.samples // max([1, *sizes]))
+    shapes = [value.shape for value in found.values() if isinstance(value, Tensor)]
+    elements = max([1, *(prod(shape) // first.samples for shape in shapes)])
+    positions = max([1, *(prod(shape[2:]) for shape in shapes if len(shape) == 4)])
+    return max(_FEWEST_SAMPLES, min(_STEP_ELEMENTS // elements, _STEP_POSITIONS // positions))
 
 
 def _relative(each: Sequence[Tensor]) -> list[Tensor]:
