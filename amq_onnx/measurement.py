@@ -188,10 +188,12 @@ class _Measurement:
             self.prepared.code_operators,
             self.seen,
             self.activation_bits,
-            self.options,
             heads,
             losses,
-            self.progress,
+            method=self.options.ranges,
+            samples=self.options.samples,
+            seed=self.options.seed,
+            progress=self.progress,
         )
         encodings = {
             name: {bits: activation_encoding(*ends, bits) for bits, ends in by_bits.items()}

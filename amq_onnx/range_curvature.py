@@ -13,10 +13,10 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.quantizer.activation_ranges import activation_range, range_of_hard_sigmoid, range_of_shift
+from amq_onnx.quantizer.encoding import RangeMethod
 from amq_onnx.quantizer.histogram import StreamingHistogram
 
 Ranges = dict[str, dict[int, tuple[float, float]]]
@@ -32,29 +32,32 @@ def measured_ranges(
     code_operators: CodeOperators,
     seen: Calibration,
     activation_bits: Sequence[int],
-    options: SensitivityOptions,
     heads: Sequence[Head],
     losses: Sequence[Loss],
+    *,
+    method: RangeMethod = "curvature",
+    samples: int = _SAMPLES,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Ranges:
-    """Ranges of the activations in `seen`, whose histograms are weighed where `options` want that.
+    """Ranges of the activations in `seen`, whose histograms `curvature` weighs first, on no more than `samples`.
 
     code_operators: float operators that are computed on codes, for which some ranges are better than others.
     """
     histograms = seen.histograms
-    if options.ranges == "curvature" and histograms:
+    if method == "curvature" and histograms:
         weigh_histograms(
             executor,
-            data.first(min(options.samples, _SAMPLES)),
+            data.first(min(samples, _SAMPLES)),
             histograms,
             heads,
             losses,
             batch_size=seen.curvature_batch_size(),
-            seed=options.seed,
+            seed=seed,
             progress=progress,
         )
     ranges = {
-        name: {bits: activation_range(histogram, bits, options.ranges) for bits in activation_bits}
+        name: {bits: activation_range(histogram, bits, method) for bits in activation_bits}
         for name, histogram in histograms.items()
     }
     for name, (alpha, beta, alone) in code_operators.hard_sigmoids.items():
@@ -62,7 +65,7 @@ def measured_ranges(
             ranges[name][bits] = range_of_hard_sigmoid(low, high, bits, alpha, beta, alone)
     for name, level in code_operators.levels.items():
         for bits, ends in ranges.get(name, {}).items():
-            ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, level, options.ranges)
+            ranges[name][bits] = range_of_shift(histograms[name], *ends, bits, level, method)
     return ranges
 
 
