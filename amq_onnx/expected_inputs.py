@@ -34,9 +34,7 @@ class ExpectedInputs:
     def update(self, found: dict[str, Tensor], samples: int) -> None:
         """Add a batch: the layers' input tensors by name."""
         for layer in self.layers:
-            # A Gemm may transpose its data, whose second dimension is then that of the samples.
-            transposed = layer.operator == "Gemm" and self.executor.node(layer.output).integer("transA")
-            mean = found[layer.data].float().mean(1 if transposed else 0, keepdim=True)
+            mean = found[layer.data].float().mean(1 if layer.transposed else 0, keepdim=True)
             expected = self._expected(layer, mean).double().cpu().numpy() * samples
             held = self._sums.get(layer.output)
             self._sums[layer.output] = expected if held is None else held + expected

@@ -55,14 +55,14 @@ class SampledInputs:
 
     def _rows(self, layer: Layer, data: Tensor, samples: int) -> Tensor:
         """Inputs at random places, [groups, places, elements], the elements in the weight's order."""
-        node = self.executor.node(layer.output)
         if layer.operator == "Conv":
+            node = self.executor.node(layer.output)
             kernel = self.executor.initializers[layer.weight].shape[2:]
             # [N, *places, C, *kernel], a view: only what is drawn is copied.
             seen = windows(node, data, kernel).movedim(1, data.dim() - 1)
             places = seen.shape[: data.dim() - 1]
         else:
-            seen = data.t() if layer.operator == "Gemm" and node.integer("transA") else data
+            seen = data.t() if layer.transposed else data
             places = seen.shape[:-1]
         count = max(1, int(np.prod(places)))
         drawn = torch.arange(count)

@@ -54,9 +54,7 @@ class DropIdentities(Pass):
         for node in list(graph.nodes):
             if node.op not in ("Identity", "Dropout") or node.domain:
                 continue
-            if any(id(tensor) in outputs for tensor in node.outputs):
-                continue
-            if any(tensor.outputs for tensor in node.outputs[1:]):
+            if any(id(tensor) in outputs for tensor in node.outputs) or any(mask.outputs for mask in node.outputs[1:]):
                 continue
             if node.op == "Dropout" and len(node.inputs) > 2 and node.inputs[2].name:
                 training = node.inputs[2]

@@ -13,7 +13,8 @@ import torch
 from amq_onnx.errors import DataError
 from amq_onnx.executor import registry
 from amq_onnx.executor.node import NodeContext
-from amq_onnx.executor.program import Program, Settings, opset_of
+from amq_onnx.executor.program import Program, Settings
+from amq_onnx.executor.proto import node_label, opset_of
 from amq_onnx.executor.types import FLOATS, element_types, held_dtype, output_dtype
 from amq_onnx.functions import inlined
 
@@ -154,9 +155,7 @@ def unsupported_operators(model: onnx.ModelProto) -> list[UnsupportedOperator]:
     model = inlined(model)
     opsets = _opsets(model)
     return [
-        UnsupportedOperator(
-            node.op_type, node.domain, opset_of(node.domain, opsets), node.name or next(iter(node.output), "")
-        )
+        UnsupportedOperator(node.op_type, node.domain, opset_of(node.domain, opsets), node_label(node))
         for node in _nodes(model.graph)
         if node.op_type != "Constant" and registry.find(node.op_type, node.domain) is None
     ]

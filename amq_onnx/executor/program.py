@@ -22,7 +22,7 @@ from amq_onnx.executor.plan import (
     python_value,
     reading_host_values,
 )
-from amq_onnx.executor.proto import attribute_value, constant_tensor, free_names
+from amq_onnx.executor.proto import attribute_value, constant_tensor, free_names, opset_of
 from amq_onnx.executor.registry import Operator
 from amq_onnx.executor.types import RANGES, held_dtype, tensor_element_type, torch_tensor
 
@@ -56,11 +56,6 @@ class _Folded:
 
     value: torch.Tensor
     ancestors: frozenset[str]
-
-
-def opset_of(domain: str, opsets: Mapping[str, int]) -> int:
-    """The version that a model imports of `domain`, 1 where it doesn't say."""
-    return opsets.get("" if domain == "ai.onnx" else domain, 1)
 
 
 class Program:

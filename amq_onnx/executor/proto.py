@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx
@@ -11,6 +11,16 @@ from onnx import AttributeProto, TensorProto
 
 from amq_onnx.errors import ModelError
 from amq_onnx.executor.types import torch_tensor
+
+
+def node_label(node: onnx.NodeProto) -> str:
+    """What messages call a node: its name, or that of its first output."""
+    return node.name or next(iter(node.output), "")
+
+
+def opset_of(domain: str, opsets: Mapping[str, int]) -> int:
+    """The version that a model imports of `domain`, 1 where it doesn't say."""
+    return opsets.get("" if domain == "ai.onnx" else domain, 1)
 
 
 def free_names(graph: onnx.GraphProto) -> list[str]:

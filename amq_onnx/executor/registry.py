@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import onnx
 
 from amq_onnx.errors import UnsupportedOperatorError
+from amq_onnx.executor.proto import node_label
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -82,12 +83,11 @@ def required(node: onnx.NodeProto, opset: int) -> Operator:
     """The operator of `node`. Raises UnsupportedOperatorError where there is none."""
     found = find(node.op_type, node.domain)
     if found is None:
-        label = node.name or next(iter(node.output), "")
         # What its optimizers leave behind, offline or in a session that saves its graph.
         optimized = ": it is one of onnxruntime's own, so give the model as it was before onnxruntime optimized it"
         raise UnsupportedOperatorError(
             f"the executor has no operator {node.op_type} (domain '{node.domain or 'ai.onnx'}', opset {opset}), which "
-            f"node '{label}' needs{optimized if node.domain.startswith('com.microsoft') else ''}"
+            f"node '{node_label(node)}' needs{optimized if node.domain.startswith('com.microsoft') else ''}"
         )
     return found
 

@@ -20,7 +20,8 @@ class Layer:
     output: the tensor that it makes, by which the layer is known. axis: the weight's output channels' dimension.
     groups: of a Conv or ConvTranspose, else 1. bias: the constant of one number a channel that is added to the output,
     None where there is none or something else reads it or the weight too. shiftable: the output can be shifted for
-    free. alone: nothing else reads the weight.
+    free. alone: nothing else reads the weight. transposed: a Gemm reads its data transposed, whose second dimension
+    then is that of the samples.
     """
 
     output: str
@@ -32,6 +33,7 @@ class Layer:
     bias: str | None = None
     shiftable: bool = True
     alone: bool = True
+    transposed: bool = False
 
 
 def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Layer]:
@@ -85,6 +87,7 @@ def linear_layers(model: onnx.ModelProto, weights: Collection[str]) -> list[Laye
                 bias if own else None,
                 shiftable,
                 alone,
+                node.op_type == "Gemm" and bool(attributes.get("transA", 0)),
             )
         )
     return found
