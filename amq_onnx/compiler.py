@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from amq_onnx.allocation import Allocation, Infeasible, Solver, frontier, smallest, solve
 from amq_onnx.costs import SearchSpace, search_space
 from amq_onnx.errors import BudgetError
-from amq_onnx.model.file import fingerprint, model_bytes
+from amq_onnx.model.file import fingerprint, written_bytes
 from amq_onnx.plan import Plan, corrections, rounded_to_nearest
 from amq_onnx.rewriting import Prepared, lower, trainable, with_initializers
 from amq_onnx.sensitivity import Sensitivity, require_same_model
@@ -93,7 +93,7 @@ class Compiler:
                 f"and more: the smallest possible average is {error.smallest / self.space.activation_elements:.2f}"
             ) from error
         self._parts: dict[frozenset[int], _Part | None] = {}
-        self.least_bytes = len(model_bytes(self.build(self.space.plan(self.least))))
+        self.least_bytes = written_bytes(self.build(self.space.plan(self.least)))
         self.base = self.least_bytes - self.space.bytes(self.least)
 
     def build(self, plan: Plan) -> onnx.ModelProto:
@@ -124,7 +124,7 @@ class Compiler:
         """The file of an allocation, however it was chosen."""
         plan = self.space.plan(allocation)
         model = self.build(plan)
-        return Candidate(allocation, plan, model, len(model_bytes(model)), self.predicted_bytes(allocation))
+        return Candidate(allocation, plan, model, written_bytes(model), self.predicted_bytes(allocation))
 
     def predicted_bytes(self, allocation: Allocation) -> int:
         """Bytes of an allocation's file, but for a few."""
@@ -178,7 +178,7 @@ class Compiler:
     def tuned(self, candidate: Candidate, tune: Tune) -> Candidate:
         """`candidate` with numbers that `tune` has learned; its file has the same size."""
         model = compile_plan(self.prepared, candidate.plan, keep_metadata=self.keep_metadata, tune=tune)
-        return replace(candidate, model=model, bytes=len(model_bytes(model)))
+        return replace(candidate, model=model, bytes=written_bytes(model))
 
     def frontier(self, points: int) -> list[FrontierPoint]:
         """Pareto-optimal plans in rising size, falling perturbation.

@@ -6,6 +6,7 @@ import onnx
 import onnx.inliner
 
 from amq_onnx.errors import ModelError
+from amq_onnx.skeleton import on_skeleton
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -16,6 +17,6 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     try:
-        return onnx.inliner.inline_local_functions(model, convert_version=True)
+        return on_skeleton(model, lambda light: onnx.inliner.inline_local_functions(light, convert_version=True))
     except Exception as error:
         raise ModelError(f"the functions of the model can't be inlined: {error}.") from error

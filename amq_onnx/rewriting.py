@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
@@ -50,6 +51,7 @@ from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.passes.widen_groups import WidenGroups
 from amq_onnx.quantizer.encoding import Encoding, Widths
 from amq_onnx.recipe import Recipe
+from amq_onnx.skeleton import on_skeleton
 from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
@@ -263,8 +265,8 @@ def oldest_runtime(model: onnx.ModelProto) -> str:
 
 def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
-        return version_converter.convert_version(model, opset)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        return on_skeleton(model, lambda light: version_converter.convert_version(light, opset))
+    except (RuntimeError, ValueError, EncodeError, onnx.checker.ValidationError) as error:
         reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise ModelError(f"the model can't be converted to opset {opset}: {reason}") from error
 
@@ -285,8 +287,8 @@ def _count(graph: onnx.GraphProto) -> int:
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with inferred shapes, as far as onnx can tell; unchanged where inference fails."""
     try:
-        inferred = shape_inference.infer_shapes(model)
-    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError):
+        inferred = on_skeleton(model, shape_inference.infer_shapes)
+    except (RuntimeError, ValueError, EncodeError, onnx.shape_inference.InferenceError):
         return model
     # Inference names free dimensions of inputs and outputs, which are the user's.
     for field in ("input", "output"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -11,11 +12,13 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from amq_onnx.errors import AMQError, ModelError
 from amq_onnx.passes.subgraphs import restore_captured
+from amq_onnx.skeleton import check_whole, tensor_bytes
 
 # Its warnings are about its own choices (no colours, types it keeps as numbers), and nothing a user can act on.
 G_LOGGER.severity = G_LOGGER.ERROR
-# protobuf refuses to serialise more than 2 GiB, which the checker does.
-_CHECKABLE_BYTES = 2_000_000_000
+# A graph of onnx-graphsurgeon refers to itself, so that its weights stay until Python looks for such. It does that by
+# the number of objects, not by their bytes.
+_COLLECTED_BYTES = 1 << 28
 
 
 class Pass(ABC):
@@ -70,6 +73,7 @@ def run(
     Raises ModelError, naming the pass, if one of them leaves an invalid model or other inputs and outputs.
     """
     check(model, "before the first pass")
+    large = tensor_bytes(model) > _COLLECTED_BYTES
     for number, rewrite in enumerate(passes[:until]):
         name = type(rewrite).__name__
         try:
@@ -88,6 +92,9 @@ def run(
             if _interface(rewritten) != _interface(model):
                 raise ModelError(f"pass {name} changed the names of the model's inputs or outputs")
             model = rewritten
+        del graph
+        if large:
+            gc.collect()
         if dump is not None:
             dump(number, rewrite, model)
     return model
@@ -95,10 +102,8 @@ def run(
 
 def check(model: onnx.ModelProto, when: str) -> None:
     """Raise ModelError, with the first line of what onnx.checker says, if `model` is invalid."""
-    if model.ByteSize() > _CHECKABLE_BYTES:
-        return
     try:
-        onnx.checker.check_model(model)
+        check_whole(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"the model is not valid ONNX {when}: {_first_line(error)}") from error
 

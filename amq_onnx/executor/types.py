@@ -11,6 +11,8 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
+from amq_onnx.skeleton import skeleton
+
 FLOATS = frozenset(
     {
         TensorProto.FLOAT,
@@ -87,22 +89,6 @@ def torch_tensor(proto: onnx.TensorProto, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(array).to(held)
 
 
-def _without_weights(graph: onnx.GraphProto, keep: int) -> onnx.GraphProto:
-    """A copy of `graph` in which every initializer of more than `keep` values is a typed input instead."""
-    light = onnx.GraphProto(name=graph.name or "graph")
-    light.node.extend(graph.node)
-    light.input.extend(graph.input)
-    light.output.extend(graph.output)
-    light.value_info.extend(graph.value_info)
-    declared = {value.name for value in graph.input}
-    for tensor in graph.initializer:
-        if int(np.prod(tensor.dims)) <= keep:
-            light.initializer.append(tensor)
-        elif tensor.name not in declared:
-            light.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return light
-
-
 def tensor_element_type(proto: onnx.TypeProto) -> int:
     """The element type of a tensor, or of the tensors in a sequence or an optional; 0 where it isn't said."""
     while (form := proto.WhichOneof("value")) in ("sequence_type", "optional_type"):
@@ -129,10 +115,8 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """The ONNX element type of every tensor of `model` and its subgraphs that type inference can tell."""
     types: dict[str, int] = {}
     _collect(model.graph, types)
-    light = onnx.ModelProto(ir_version=model.ir_version, graph=_without_weights(model.graph, 256))
-    light.opset_import.extend(model.opset_import)
     try:
-        inferred = onnx.shape_inference.infer_shapes(light)
+        inferred = onnx.shape_inference.infer_shapes(skeleton(model))
     except Exception:  # inference is a courtesy: what it can't tell, the declared types and the tensors do
         return types
     _collect(inferred.graph, types)

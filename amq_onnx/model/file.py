@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper
 
 from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.skeleton import check_whole, fits_one_message, skeleton, without_initializers
 
-# protobuf can't serialise 2 GiB; above this the tensors go to a file beside the model.
-_EXTERNAL_ABOVE_BYTES = 2_000_000_000
 _EXTERNAL_TENSOR_BYTES = 1024
+# Characters that file systems let a name have.
+_LONGEST_NAME = 255
 # What the newest onnxruntime that was tried reads (1.32 takes 14; a file needs only what its opset needs).
 _LEAST_IR_VERSION = 8
 
@@ -45,13 +46,12 @@ def read_model(path: Path) -> onnx.ModelProto:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"the external data of '{path}' can't be read: {error}") from error
-    if model.ByteSize() < _EXTERNAL_ABOVE_BYTES:
-        try:
-            _name_output_shapes(model)
-            onnx.checker.check_model(model)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
-            raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
+    try:
+        _name_output_shapes(model)
+        check_whole(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
     return model
 
 
@@ -63,7 +63,7 @@ def _name_output_shapes(model: onnx.ModelProto) -> None:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
     ]
     if lacking:
-        inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+        inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(skeleton(model)).graph.output}
         for value in lacking:
             value.CopyFrom(inferred[value.name])
 
@@ -142,29 +142,52 @@ def model_bytes(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def written_bytes(model: onnx.ModelProto) -> int:
+    """Bytes that `write_model` writes; of a model above 2 GB at most, since names of files are in it."""
+    if fits_one_message(model):
+        return len(model_bytes(model))
+    moved = sum(len(tensor.raw_data) for tensor in _moved(model))
+    return moved + len(model_bytes(_beside_data(model, "x" * _LONGEST_NAME)))
+
+
 def write_model(model: onnx.ModelProto, path: Path) -> int:
     """Write `model` to `path`, whole or not at all, and return the bytes written.
 
-    Above 2 GB the tensors go to `path`.data, which is written first.
+    Above 2 GB, which protobuf can't serialize, the tensors go to `path`.data, which is written first.
     """
-    if model.ByteSize() < _EXTERNAL_ABOVE_BYTES:
+    if fits_one_message(model):
         with whole_file(path) as temporary:
             temporary.write_bytes(model_bytes(model))
         return path.stat().st_size
     data = path.with_name(path.name + ".data")
-    slim = onnx.ModelProto()
-    slim.CopyFrom(model)
     with whole_file(data) as temporary, temporary.open("wb") as stream:
-        for tensor in slim.graph.initializer:
-            if len(tensor.raw_data) < _EXTERNAL_TENSOR_BYTES:
-                continue
-            offset = stream.tell()
-            length = stream.write(tensor.raw_data)
-            external_data_helper.set_external_data(tensor, data.name, offset, length)
-            tensor.ClearField("raw_data")
+        for tensor in _moved(model):
+            stream.write(tensor.raw_data)
     with whole_file(path) as temporary:
-        temporary.write_bytes(model_bytes(slim))
+        temporary.write_bytes(model_bytes(_beside_data(model, data.name)))
     return path.stat().st_size + data.stat().st_size
+
+
+def _moved(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The tensors that leave a model of more than 2 GB, in the order of its data file."""
+    return [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= _EXTERNAL_TENSOR_BYTES]
+
+
+def _beside_data(model: onnx.ModelProto, location: str) -> onnx.ModelProto:
+    """`model` with its tensors in the file `location`, one behind the other."""
+    beside = without_initializers(model)
+    moved = {tensor.name for tensor in _moved(model)}
+    offset = 0
+    for tensor in model.graph.initializer:
+        if tensor.name not in moved:
+            beside.graph.initializer.append(tensor)
+            continue
+        entry = beside.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", len(tensor.raw_data))):
+            entry.external_data.add(key=key, value=str(value))
+        offset += len(tensor.raw_data)
+    return beside
 
 
 def _umask() -> int:
