@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper
 
 from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.model.node_order import sort_nodes
 from amq_onnx.skeleton import check_whole, fits_one_message, skeleton, without_initializers
 
 _EXTERNAL_TENSOR_BYTES = 1024
@@ -47,6 +48,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"the external data of '{path}' can't be read: {error}") from error
     try:
+        sort_nodes(model)
         _name_output_shapes(model)
         check_whole(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:

@@ -51,6 +51,39 @@ class TestRead:
         (folder / "m.onnx").write_bytes(proto.SerializeToString())
         assert read_model(folder / "m.onnx") == proto
 
+    def test_nodes_in_any_order_are_sorted(self, folder):
+        """onnxruntime runs such files, and its own converter to float16 writes them."""
+        inner = [node("Add", "b b", "c"), node("Neg", "c", "d")]
+        value = onnx.helper.make_tensor_value_info("d", onnx.TensorProto.FLOAT, None)
+        branches = {name: onnx.helper.make_graph(inner, name, [], [value]) for name in ("then_branch", "else_branch")}
+        nodes = [
+            node("Relu", "x", "a"),
+            node("Relu", "a", "b"),
+            onnx.helper.make_node("If", ["yes"], ["e"], **branches),
+            node("Add", "a e", "y"),
+        ]
+        inputs = {"x": [4], "yes": (onnx.TensorProto.BOOL, [])}
+        proto = model(nodes, inputs, {"y": [4]})
+        for order in ([3, 2, 1, 0], [0, 2, 1, 3], [1, 0, 2, 3]):
+            unsorted = onnx.ModelProto()
+            unsorted.CopyFrom(proto)
+            del unsorted.graph.node[:]
+            unsorted.graph.node.extend(proto.graph.node[number] for number in order)
+            for item in unsorted.graph.node:
+                for attribute in item.attribute:
+                    nodes = reversed([onnx.NodeProto.FromString(each.SerializeToString()) for each in attribute.g.node])
+                    del attribute.g.node[:]
+                    attribute.g.node.extend(nodes)
+            (folder / "m.onnx").write_bytes(unsorted.SerializeToString())
+            assert read_model(folder / "m.onnx") == proto
+
+    def test_a_cycle_is_refused(self, folder):
+        proto = network()
+        proto.graph.node[0].input[0] = "y"
+        (folder / "m.onnx").write_bytes(proto.SerializeToString())
+        with pytest.raises(ModelError, match=r"m.onnx.*not a valid ONNX model"):
+            read_model(folder / "m.onnx")
+
     def test_an_output_without_a_shape_gets_its_own(self, folder):
         """ONNX requires one, onnxruntime doesn't, and some converters leave it out."""
         proto = network()
