@@ -20,7 +20,7 @@ from amq_onnx.errors import GateError, UsageError
 from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
-from amq_onnx.model.file import file_bytes, read_model, require_folder, write_model
+from amq_onnx.model.file import file_bytes, mean_weight_bits, read_model, require_folder, write_model
 from amq_onnx.plan_losses import measure_plan
 from amq_onnx.result import Result
 from amq_onnx.rewriting import oldest_runtime, prepare
@@ -106,6 +106,9 @@ def quantize(
     equalize = equalize if sensitivity is None else sensitivity.equalized
     prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target, equalize=equalize)
     calibration = dataset(data, proto)
+    against = dataset(evaluation, proto) if evaluation is not None else calibration
+    float_bits = mean_weight_bits(proto)
+    del proto  # of a large model, much of the memory
     tuner = tuner_for(tune, calibration, Checkpoint(checkpoint, resume), progress)
     if sensitivity is None:
         if calibration is None:
@@ -125,7 +128,6 @@ def quantize(
         channels=granularity == "channel",
     )
     build = _Builder(compiler, tuner)
-    against = dataset(evaluation, proto) if evaluation is not None else calibration
     if max_drop is not None and against is None:
         raise UsageError("--max-drop needs --data or --eval to verify on")
     trials: tuple[Trial, ...] = ()
@@ -158,6 +160,7 @@ def quantize(
         sensitivity=sensitivity,
         bytes=best.bytes,
         float_bytes=original,
+        float_bits=float_bits,
         budget=budget,
         predicted_bytes=best.predicted_bytes,
         perturbation=best.allocation.loss,

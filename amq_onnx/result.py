@@ -19,11 +19,12 @@ from amq_onnx.tuning.rounding import Tuned
 class Result:
     """What `quantize` made.
 
-    budget: bytes that `size` allows, None where `max_drop` alone decided. trials: the files that were evaluated for it,
-    in turn. verification: None where there were no data to verify on. tuned: what was learned once the widths were
-    chosen, None for nothing. frontier, measured: the best plans of all sizes, and what each site at its chosen width
-    really adds to the loss, by itself, with learned weights where the sensitivity's losses are of these, else rounded
-    to nearest; both only where `details` were asked for, the second only where there are data.
+    float_bits: of a weight in the float file, in the mean. budget: bytes that `size` allows, None where `max_drop`
+    alone decided. trials: the files that were evaluated for it, in turn. verification: None where there were no data to
+    verify on. tuned: what was learned once the widths were chosen, None for nothing. frontier, measured: the best plans
+    of all sizes, and what each site at its chosen width really adds to the loss, by itself, with learned weights where
+    the sensitivity's losses are of these, else rounded to nearest; both only where `details` were asked for, the second
+    only where there are data.
     """
 
     model: onnx.ModelProto
@@ -31,6 +32,7 @@ class Result:
     sensitivity: Sensitivity
     bytes: int
     float_bytes: int
+    float_bits: float
     budget: int | None
     predicted_bytes: int
     perturbation: float

@@ -27,11 +27,12 @@ class Table:
 
 def before_and_after(result: Result) -> Table:
     """Bytes, widths, score and latency of both files."""
+    bits = result.sensitivity.mean_bits(result.plan.weights)
     rows = [
         ["bytes", count(result.float_bytes), count(result.bytes)],
         ["share of the float file", "100 %", percent(result.bytes / result.float_bytes)],
         *([["share of the budget", "", percent(result.bytes / result.budget)]] if result.budget else []),
-        ["mean bits of a weight", "32", f"{result.sensitivity.mean_bits(result.plan.weights):.2f}"],
+        ["mean bits of a weight", f"{result.float_bits:.4g}", f"{bits:.2f}"],
     ]
     if result.verification is not None:
         rows += _scores(result.verification)

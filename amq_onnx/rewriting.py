@@ -27,6 +27,7 @@ from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine, FoldAffineForward
 from amq_onnx.passes.fold_layer_scale import FoldLayerScale
 from amq_onnx.passes.free_batch import FreeBatch
+from amq_onnx.passes.halve_constants import HalveConstants
 from amq_onnx.passes.hard_sigmoid import JoinHardSigmoids, SplitHardSwishes
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
@@ -49,6 +50,7 @@ from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.passes.widen_groups import WidenGroups
+from amq_onnx.passes.widen_half import WidenHalf
 from amq_onnx.quantizer.encoding import Encoding, Widths
 from amq_onnx.recipe import Recipe
 from amq_onnx.skeleton import on_skeleton
@@ -181,7 +183,8 @@ def prepare(
         raise UsageError(f"--opset {wanted} is too old: quantized files need {Target.minimum_opset} or newer")
     if wanted != current:
         model = _convert(model, wanted)
-    model = run(_with_shapes(_folded(model)), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
+    model = _folded(run(_with_shapes(model), [WidenHalf()]))
+    model = run(_with_shapes(model), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
     model = _with_shapes(hoist_weights(model))
     model = run(model, [ReadersApart(find_readers_of_codes(model))])
     sites = find_sites(model)
@@ -242,7 +245,7 @@ def lower(
         fitted = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
         fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem)]
         passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]
-    model = run(quantized, passes)
+    model = run(quantized, [*passes, HalveConstants(prepared.stem)])
     if not keep_metadata:
         model = strip_exporter_metadata(model)
         model.ir_version = _least_ir_version(model)

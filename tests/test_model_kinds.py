@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from cli.networks import build, conv_constants, conv_net, conv_nodes, images, node, noise, save, scaled
+from cli.networks import build, conv_constants, conv_net, conv_nodes, images, node, noise, run_float, save, scaled
 from onnx import TensorProto, helper, numpy_helper
-from quantized_files import FAST, quantized, relative_noise
+from quantized_files import FAST, quantized, relative_noise, run_file
 
 from amq_onnx.compiler import Compiler
 from amq_onnx.measurement import measure_sensitivity
@@ -281,6 +281,25 @@ def test_samples_of_a_fixed_batch_stay_together(tmp_path, tune):
     options = TuningOptions(tune, RoundingOptions(steps=20), FineTuneOptions(epochs=1, batch_size=2))
     quantized(model, random_data(model, 16, 0), tmp_path, size=0.5, tune=options)
     assert relative_noise(model, tmp_path / "o.onnx", {"image": images()[:4]}, "scores") < 0.1
+
+
+@pytest.mark.parametrize("tune", ["none", "rounding"])
+def test_a_model_of_float16(tmp_path, tune):
+    """Half the bytes are half the budget; the file takes and gives float16 as the model does."""
+    model = conv_net()
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    del model.graph.value_info[:]
+    options = TuningOptions(tune, RoundingOptions(steps=50))
+    result = quantized(model, random_data(model, 32, 0), tmp_path, size=0.62, tune=options)
+    assert (result.float_bits, result.bytes <= 0.62 * (tmp_path / "m.onnx").stat().st_size) == (16, True)
+    feeds = {"image": images().astype(np.float16)}
+    found = run_file(tmp_path / "o.onnx", feeds)["scores"]
+    known = run_float(conv_net(), {"image": feeds["image"].astype(np.float32)})["scores"]
+    assert found.dtype == np.float16
+    assert np.linalg.norm(found - known) < 0.05 * np.linalg.norm(known)
 
 
 def branches():

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import onnx
@@ -97,6 +98,18 @@ def file_bytes(path: Path) -> int:
     # Only the names of the external files are read, not their contents.
     model = onnx.load_model(path, load_external_data=False)
     return size + sum(file.stat().st_size for file in external_files(path, model))
+
+
+def mean_weight_bits(model: onnx.ModelProto) -> float:
+    """Bits of a float weight as `model` stores it, in the mean over its initializers of two dimensions or more."""
+    bits = {onnx.TensorProto.FLOAT16: 16, onnx.TensorProto.BFLOAT16: 16, onnx.TensorProto.FLOAT: 32}
+    values = [
+        (prod(tensor.dims), bits[tensor.data_type])
+        for tensor in model.graph.initializer
+        if len(tensor.dims) > 1 and tensor.data_type in bits
+    ]
+    total = sum(count for count, _ in values)
+    return sum(count * each for count, each in values) / total if total else 32.0
 
 
 def fingerprint(model: onnx.ModelProto) -> str:

@@ -73,13 +73,13 @@ def test_no_quantizable_layer(refused, tmp_path, out):
     refused("inspect", path, names="no layer")
 
 
-def test_float16_weights(refused, tmp_path, out):
-    kind = TensorProto.FLOAT16
-    weight = networks.noise(0, 4, 64).astype(np.float16)
+def test_float64_weights(refused, tmp_path, out):
+    kind = TensorProto.DOUBLE
+    weight = networks.noise(0, 4, 64).astype(np.float64)
     model = build([node("Gemm", "x w", "y")], {"x": (kind, ["n", 4])}, {"y": (kind, ["n", 64])}, {"w": weight})
     path = save(model, tmp_path / "m.onnx")
-    np.savez(tmp_path / "d.npz", x=networks.noise(1, 8, 4).astype(np.float16))
-    refused(*quantize(path, out, tmp_path / "d.npz"), names=["'w'", "float16", "float32"])
+    np.savez(tmp_path / "d.npz", x=networks.noise(1, 8, 4).astype(np.float64))
+    refused(*quantize(path, out, tmp_path / "d.npz"), names=["'w'", "float64", "float32"])
 
 
 def test_a_quantized_model(amq, refused, case, tmp_path, out):
