@@ -92,6 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
     measurement = options.measurement(arguments)
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
+    evaluation = None if arguments.eval is None else open_data(arguments.eval, model)
+    del model  # of a large one, much of the memory
     assert isinstance(data, Dataset)
     tuning = options.tuning(arguments)
     silence_runtime()
@@ -111,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
             options=measurement,
             tune="none" if tuning.method is None else tuning,
             agent=AgentOptions(arguments.episodes, epochs=arguments.episode_epochs, seed=arguments.seed),
-            evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
+            evaluation=evaluation,
             metric=arguments.metric,
             provider=arguments.provider,
             output=arguments.output,

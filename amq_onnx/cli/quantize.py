@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     table = options.loaded_sensitivity(arguments.from_sensitivity)
     model = read_model(arguments.model)
     data = options.opened(arguments, model, required=table is None)
+    evaluation = None if arguments.eval is None else open_data(arguments.eval, model)
+    del model  # of a large one, much of the memory
     if arguments.max_drop is not None and data is None and arguments.eval is None:
         raise UsageError("--max-drop needs --data or --eval to verify on")
     silence_runtime()
@@ -90,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
             tune=options.tuning(arguments),
             checkpoint=arguments.checkpoint,
             resume=arguments.resume,
-            evaluation=None if arguments.eval is None else open_data(arguments.eval, model),
+            evaluation=evaluation,
             metric=arguments.metric,
             provider=arguments.provider,
             details=arguments.report is not None and is_first(),

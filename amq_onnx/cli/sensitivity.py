@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)
     prepared = options.prepared(arguments, model, equalize=arguments.equalize)
+    del model  # of a large one, much of the memory
     with console.progress() as progress:
         table = measure_sensitivity(prepared, data, arguments.bits, arguments.activation_bits, measurement, progress)
     if arguments.output is not None:
