@@ -19,10 +19,10 @@ class Block:
     """A part of a graph that is trained by itself.
 
     input: the one tensor that it takes from the blocks before, None for the first. outputs: the one tensor that it
-    hands on; of the last block, the tensors that the network is judged by. Besides, a block may read inputs of the
-    graph, and what is computed from them without weights. weights: weights that it reads and no block before; shared:
-    those that a block before reads too. tensors: the computed tensors that its nodes read, `input` among them. layers:
-    float tensors inside that are computed from `weights` directly.
+    hands on; of the last block, the tensors that the network is judged by, but for those that were settled before.
+    Besides, a block may read inputs of the graph, and what is computed from them without weights. weights: weights that
+    it reads and no block before; shared: those that a block before reads too. tensors: the computed tensors that its
+    nodes read, `input` among them. layers: float tensors inside that are computed from `weights` directly.
     """
 
     input: str | None
@@ -37,14 +37,15 @@ def find_blocks(model: onnx.ModelProto, weights: Collection[str], outputs: Seque
     """The blocks of the main graph, in order, for the tensors `outputs` of it.
 
     A graph is cut where all that later nodes need, beside inputs of the graph and what follows from those without any
-    weight, is one float tensor. Neighbouring blocks of few layers are joined, and parts without weights belong to the
-    block behind them.
+    weight, is one float tensor. Outputs that were computed before (the keys and values of a decoder) are left to what
+    their block hands on, if that has need of all the weights that they have. Neighbouring blocks of few layers are
+    joined, and parts without weights belong to the block behind them.
     """
     graph = _Graph(model, weights, outputs)
     blocks: list[Block] = []
     start: str | None = None
     known: set[str] = set()
-    for end in [*((cut,) for cut in graph.cuts()), tuple(outputs)]:
+    for end in graph.ends():
         block = graph.block(start, end, known)
         known.update(block.weights)
         start = end[0]
@@ -82,22 +83,42 @@ class _Graph:
         self.varying = self._reached_from(self.inputs)
         self.weighted = self._reached_from(self.weights) & self.varying
 
-    def cuts(self) -> Iterable[str]:
-        """Tensors that alone carry what the blocks before have computed, in order."""
+    def ends(self) -> list[tuple[str, ...]]:
+        """What each block hands on, in order: one tensor, and the last one the outputs that are not settled before."""
         needed = self._needed(self.outputs, stop=None)
-        last: dict[str, int] = dict.fromkeys(self.outputs, len(self.order))
+        last: dict[str, int] = {}
         for index, made in enumerate(self.order):
             if any(name in needed for name in made):
                 for name in self.reads.get(made[0], ()):
-                    last[name] = max(last.get(name, -1), index)
+                    last[name] = index
+        found: list[str] = []
         live: set[str] = set()
+        left = dict.fromkeys(self.outputs)
+        before: set[str] = set()
         for index, made in enumerate(self.order):
-            live.update(name for name in made if name in self.weighted and last.get(name, -1) > index)
-            live = {name for name in live if last[name] > index}
-            if len(live) == 1 and not live & set(self.outputs):
+            live.update(name for name in made if name in self.weighted)
+            before.update(name for name in made if name in left)
+            live = {name for name in live if last.get(name, -1) > index}
+            if len(live) == 1 and not live & left.keys():
                 (name,) = live
-                if name in self.floats and name in made:
-                    yield name
+                start = found[-1] if found else None
+                if (
+                    name in self.floats
+                    and name in made
+                    and self._weights(before, start) <= self._weights([name], start)
+                ):
+                    found.append(name)
+                    for settled in before:
+                        del left[settled]
+                    before.clear()
+        return [*((name,) for name in found), tuple(left)]
+
+    def _weights(self, outputs: Collection[str], start: str | None) -> set[str]:
+        """Weights that are behind `outputs`, back to `start`."""
+        read = {
+            name for tensor in self._needed(outputs, start) for name in self.reads.get(tensor, ()) if tensor != start
+        }
+        return read.intersection(self.weights)
 
     def block(self, start: str | None, end: tuple[str, ...], known: Collection[str]) -> Block:
         """The part between two cuts; its weights are those that `known` lacks."""

@@ -298,7 +298,9 @@ class _Network:
             block.outputs,
             {name: torch.from_numpy(values[name]).to(self.quantized.device) for name in names if name in values},
             chunks,
-            list(zip(self.heads, self.losses, strict=True)) if last else None,
+            [pair for pair in zip(self.heads, self.losses, strict=True) if pair[0].tensor in block.outputs]
+            if last
+            else None,
             self.layers if last else (),
         )
 

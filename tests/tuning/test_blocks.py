@@ -29,6 +29,40 @@ def test_branches_that_never_meet_are_one_block_with_all_outputs():
     assert set(found[0].weights) == {"w0", "w1", "w2"}
 
 
+def decoder(side):
+    """Four layers, each with keys that leave the graph; side: where one has a weight that nothing else needs."""
+    nodes, constants, outputs = [], {}, {}
+    for index in range(4):
+        constants |= {f"k{index}": f(4, 4), f"q{index}": f(4, 4), f"o{index}": f(4, 4)}
+        nodes += [
+            node("MatMul", f"h{index} k{index}", f"keys{index}"),
+            node("MatMul", f"h{index} q{index}", f"asked{index}"),
+            node("Mul", f"keys{index} asked{index}", f"seen{index}"),
+            node("MatMul", f"seen{index} o{index}", f"made{index}"),
+            node("Add", f"h{index} made{index}", f"h{index + 1}"),
+        ]
+        outputs[f"keys{index}"] = ["n", 4]
+    if side is not None:
+        constants["s"] = f(4, 4)
+        nodes.append(node("MatMul", f"keys{side} s", "side"))
+        outputs["side"] = ["n", 4]
+    nodes.append(node("Relu", "h4", "y"))
+    return model(nodes, {"h0": ["n", 4]}, outputs | {"y": ["n", 4]}, constants), [*outputs, "y"]
+
+
+def test_outputs_that_a_block_makes_on_its_way_are_settled_with_what_it_hands_on():
+    found = blocks_of(*decoder(None))
+    assert [block.outputs for block in found] == [("h1",), ("h2",), ("h3",), ("y",)]
+    assert [set(block.weights) for block in found] == [{f"{kind}{index}" for kind in "kqo"} for index in range(4)]
+
+
+def test_an_output_with_a_weight_of_its_own_is_judged_by_itself():
+    """Behind it, no cut: what the next blocks hand on can't teach that weight."""
+    found = blocks_of(*decoder(1))
+    assert [block.outputs for block in found] == [("h1",), ("keys1", "keys2", "keys3", "side", "y")]
+    assert {"s", "k1", "k3"} <= set(found[1].weights)
+
+
 def chain():
     nodes, constants = [], {}
     for index in range(8):
