@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import onnx
 import torch
 
 from amq_onnx.errors import UsageError
-from amq_onnx.model.file import whole_file
+from amq_onnx.model.file import read_model, write_model
 
 
 def export(
@@ -68,11 +69,13 @@ def export(
     # torch reports a failure in dozens of lines on standard error; the sentence below says what matters of it.
     silence = io.StringIO()
     with (
-        whole_file(path) as temporary,
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder,
         warnings.catch_warnings(),
         contextlib.redirect_stderr(silence),
         contextlib.redirect_stdout(silence),
     ):
+        # Above 2 GB torch writes a second file, with a name that follows from the first.
+        temporary = Path(folder) / path.name
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
@@ -96,6 +99,7 @@ def export(
             raise UsageError(
                 f"torch made no valid model of --opset {opset}, give a newer one: {_reason(error)}"
             ) from error
+        write_model(read_model(temporary), path)
     return free
 
 

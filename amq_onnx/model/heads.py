@@ -52,7 +52,8 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
 
     loss: `softmax`, `sigmoid` or `squared` for every head, or `auto`: a Softmax or Sigmoid at the end of the
     graph, perhaps written out or reshaped behind, is cut and its input used; [N, C] scores with C > 1 of a model
-    without one are softmax logits; anything else has squared error. `scores=sigmoid,boxes=none` names one for each of
+    without one are softmax logits, and so are [N, T, C] and [N, C, H, W] whose name ends like `logits`; anything else
+    has squared error. `scores=sigmoid,boxes=none` names one for each of
     some outputs, `none` to leave one out; others are `auto`. `boxes=squared*scores` weighs the squared error of each
     box with the highest probability among its scores.
 
@@ -71,16 +72,7 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
         if tensor.elem_type not in _FLOATS:
             left_out[output.name] = "it is not a float tensor"
             continue
-        cut = graph.cut(output.name)
-        if cut is not None:
-            name, kind, axis, why = cut
-        else:
-            rank = len(tensor.shape.dim) if tensor.HasField("shape") else None
-            classes = tensor.shape.dim[1] if rank == 2 else None
-            many = classes is not None and not (classes.HasField("dim_value") and classes.dim_value == 1)
-            kind = "softmax" if many else "squared"
-            name, axis = output.name, -1
-            why = "scores [N, C] without a Softmax, taken for logits" if many else "no Softmax or Sigmoid at the end"
+        name, kind, axis, why = graph.cut(output.name) or _uncut(output)
         wanted = asked.get(output.name, "auto") if isinstance(asked, dict) else asked
         wanted, _, weigher = wanted.partition("*")
         if weigher:
@@ -96,6 +88,20 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     if not found:
         raise ModelError("the model has no float output to measure a loss on, or --loss leaves all out")
     return found, left_out
+
+
+def _uncut(output: onnx.ValueInfoProto) -> tuple[str, LossName, int, str]:
+    """Tensor, loss, axis and why of an output with no Softmax or Sigmoid in front: by its shape and its name."""
+    tensor = output.type.tensor_type
+    sizes = tensor.shape.dim if tensor.HasField("shape") else ()
+    # [N, T, C] of what labels or continues texts, [N, C, H, W] of what labels pixels.
+    axis = {2: 1, 3: 2, 4: 1}.get(len(sizes))
+    if axis is not None and not (sizes[axis].HasField("dim_value") and sizes[axis].dim_value == 1):
+        if len(sizes) == 2:
+            return output.name, "softmax", -1, "scores [N, C] without a Softmax, taken for logits"
+        if output.name.endswith("logits"):
+            return output.name, "softmax", axis, "logits by its name"
+    return output.name, "squared", -1, "no Softmax or Sigmoid at the end"
 
 
 def _weighed_by(head: Head, weigher: Head | None, name: str) -> Head:

@@ -42,6 +42,23 @@ def test_what_auto_takes(nodes, expected):
     assert heads == [expected]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("logits", ["n", "t", 30], ("softmax", 2)),
+        ("pred_logits", ["n", 4, "classes"], ("softmax", 2)),
+        ("logits", ["n", 21, 8, 8], ("softmax", 1)),
+        ("logits", ["n", "t", 1], ("squared", -1)),
+        ("logits", ["n", 30, 2, 2, 2], ("squared", -1)),
+        ("hidden", ["n", "t", 30], ("squared", -1)),
+    ],
+)
+def test_logits_by_their_name(name, shape, expected):
+    proto = model([node("Relu", "x", name)], {"x": shape}, {name: shape})
+    heads, _ = find_heads(proto)
+    assert [(head.tensor, head.loss, head.axis) for head in heads] == [(name, *expected)]
+
+
 def test_one_column_is_no_classifier_and_integers_are_left_out():
     nodes = [node("MatMul", "x w", "y"), node("ArgMax", "x", "z")]
     heads, left_out = found(nodes, {"y": None, "z": (TensorProto.INT64, None)}, {"w": f(5, 1)})
