@@ -137,13 +137,19 @@ class FoldConstants(Pass):
 
 
 def require_float(model: onnx.ModelProto) -> None:
-    """Raise ModelError, naming the node, if `model` is quantized already."""
+    """Raise ModelError, naming the node or tensor, if `model` is quantized already, or nothing could be fed to it."""
     for node in model.graph.node:
         kind = node.op_type
         if kind in ("QuantizeLinear", "DequantizeLinear") or "Integer" in kind or "QLinear" in kind:
             raise ModelError(
                 f"the model is quantized already (node '{node.name or node.output[0]}' is a {kind}): "
                 "give the float model that it was made from"
+            )
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
+            raise ModelError(
+                f"'{value.name}' is bfloat16, which numpy and onnxruntime's CPU kernels don't have: "
+                "convert the model to float32 or float16"
             )
 
 

@@ -82,6 +82,19 @@ def test_float64_weights(refused, tmp_path, out):
     refused(*quantize(path, out, tmp_path / "d.npz"), names=["'w'", "float64", "float32"])
 
 
+def test_bfloat16(refused, tmp_path, out):
+    kind = TensorProto.BFLOAT16
+    weight = helper.make_tensor("w", kind, [4, 64], networks.noise(0, 4, 64).ravel().tolist())
+    nodes = [node("MatMul", "x w", "y")]
+    values = [helper.make_tensor_value_info(name, kind, ["n", size]) for name, size in (("x", 4), ("y", 64))]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
+    path = save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx"
+    )
+    refused("quantize", path, "-o", out, "--size", "0.5", "--random", names=["'x'", "bfloat16", "float32"])
+    refused("inspect", path, names=["'x'", "bfloat16", "float32"])
+
+
 def test_a_quantized_model(amq, refused, case, tmp_path, out):
     quantized = tmp_path / "q.onnx"
     assert amq("quantize", case.model, "-o", quantized, "--size", "0.5", "--from-sensitivity", case.table).code == 0
