@@ -15,6 +15,7 @@ from onnx import external_data_helper, helper
 
 # What a message may have, with room for the graph around the tensors.
 LARGEST_MESSAGE = 2_000_000_000
+# A tensor is a message too, which some of the tools serialize by itself.
 _LARGEST_TENSOR = LARGEST_MESSAGE
 # Shapes, axes, scales and such, which the tools read, have fewer.
 _KEPT_VALUES = 1024

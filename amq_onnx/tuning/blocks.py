@@ -102,11 +102,8 @@ class _Graph:
             if len(live) == 1 and not live & left.keys():
                 (name,) = live
                 start = found[-1] if found else None
-                if (
-                    name in self.floats
-                    and name in made
-                    and self._weights(before, start) <= self._weights([name], start)
-                ):
+                settles = self._weights(before, start) <= self._weights([name], start)
+                if name in self.floats and name in made and settles:
                     found.append(name)
                     for settled in before:
                         del left[settled]

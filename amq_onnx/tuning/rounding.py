@@ -282,6 +282,7 @@ class _Network:
         """What a block is trained on, after others that have learned `values`."""
         names = [*block.shared, *(site.scale for name, site in self.activations.items() if name in block.tensors)]
         last = block is self.blocks[-1]
+        judged = [pair for pair in zip(self.heads, self.losses, strict=True) if pair[0].tensor in block.outputs]
         chunks = [
             Chunk(
                 given,
@@ -298,9 +299,7 @@ class _Network:
             block.outputs,
             {name: torch.from_numpy(values[name]).to(self.quantized.device) for name in names if name in values},
             chunks,
-            [pair for pair in zip(self.heads, self.losses, strict=True) if pair[0].tensor in block.outputs]
-            if last
-            else None,
+            judged if last else None,
             self.layers if last else (),
         )
 
