@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.quantizer.affine import round_trip
 from amq_onnx.quantizer.encoding import Encoding
+from amq_onnx.quantizer.held_codes import HeldCodes
 from amq_onnx.quantizer.output_error import OutputError
 from amq_onnx.quantizer.sequential_rounding import sequentially_rounded
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS
@@ -23,14 +24,15 @@ from amq_onnx.traces import Trace
 
 def rounded_weight(
     values: NDArray[np.float32], axis: int | None, encodings: Mapping[int, Encoding], error: OutputError | None
-) -> dict[int, NDArray[np.float32]]:
+) -> HeldCodes:
     """A weight after quantization, by bits: to nearest, or one after another where `error` says what that is worth.
 
     axis: of its output channels.
     """
     narrow = {bits: encoding for bits, encoding in encodings.items() if bits <= MOST_BITS_FOR_OUTPUTS}
     found = sequentially_rounded(values, axis, narrow, error) if error is not None and narrow else {}
-    return found | {bits: round_trip(values, encodings[bits]) for bits in encodings.keys() - found.keys()}
+    found |= {bits: round_trip(values, encodings[bits]) for bits in encodings.keys() - found.keys()}
+    return HeldCodes(found, encodings)
 
 
 def bounded(loss: tuple[float, float], squared_error: float, trace: Trace) -> tuple[float, float]:

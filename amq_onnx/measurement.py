@@ -24,6 +24,7 @@ from amq_onnx.model.heads import LEFT_OUT, Head, find_heads, weighed
 from amq_onnx.outweighing import outweighing
 from amq_onnx.quantizer.activation_ranges import activation_encoding, mean_squared_error
 from amq_onnx.quantizer.encoding import Encoding
+from amq_onnx.quantizer.held_codes import HeldCodes
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.range_curvature import Ranges, measured_ranges
 from amq_onnx.rewriting import Prepared
@@ -163,7 +164,7 @@ class _Measurement:
         self.encodings: dict[str, WeightEncodings] = {}
         self.scales: dict[str, dict[int, NDArray[np.float32]]] = {}
         # By name and bits, weights as they are after quantization, for the methods that measure what that does.
-        self.rounded: dict[str, dict[int, NDArray[np.float32]]] = {}
+        self.rounded: dict[str, HeldCodes] = {}
         for number, site in enumerate(prepared.sites.weights):
             values = prepared.weight(site.name)
             # Popped, since moments of all layers take more memory than anything else here.
