@@ -243,9 +243,9 @@ def lower(
     passes: list[Pass] = [DropIdentities(), QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
         fitted = [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
-        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem)]
+        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), HalveConstants(prepared.stem)]
         passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]
-    model = run(quantized, [*passes, HalveConstants(prepared.stem)])
+    model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)
         model.ir_version = _least_ir_version(model)

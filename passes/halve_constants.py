@@ -20,7 +20,7 @@ class HalveConstants(Pass):
     After:   initializer c16 (float16) -> Cast -> c -> Add
 
     Such are what stays float of a model of float16, masks of 0 and 1, and tables of whole numbers. onnxruntime folds
-    the Cast when it loads the file.
+    the Cast when it loads the file. Other consumers may want constants where they are read, and get them.
     """
 
     def __init__(self, stem: str) -> None:
