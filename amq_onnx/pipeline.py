@@ -21,6 +21,7 @@ from amq_onnx.measurement import measure_sensitivity
 from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, mean_weight_bits, read_model, require_folder, write_model
+from amq_onnx.model.inputs import input_specs
 from amq_onnx.plan_losses import measure_plan
 from amq_onnx.result import Result
 from amq_onnx.rewriting import oldest_runtime, prepare
@@ -39,10 +40,13 @@ Granularity = Literal["layer", "channel"]
 # Sizes at which the frontier of a result is looked for: more than a screen can tell apart.
 _FRONTIER_POINTS = 300
 
+Data = str | Path | list[dict[str, Any]] | tuple[dict[str, Any], ...] | Dataset | CalibrationDataReader
+"""Inputs of a model: what `open_data` opens, dicts of arrays by input, or a reader as onnxruntime's tools take it."""
+
 
 def quantize(
     model: str | Path,
-    data: str | Dataset | CalibrationDataReader | None = None,
+    data: Data | None = None,
     *,
     size: str | float | None = None,
     max_drop: float | None = None,
@@ -61,7 +65,7 @@ def quantize(
     tune: TuneMethod | TuningOptions | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
-    evaluation: str | Dataset | None = None,
+    evaluation: Data | None = None,
     metric: str | None = None,
     provider: str = "cpu",
     details: bool = False,
@@ -69,8 +73,8 @@ def quantize(
 ) -> Result:
     """Quantize the model in the file `model` to at most `size`, or as far as `max_drop` allows, and verify it.
 
-    data: calibration inputs: what `amq_onnx.model.data.open_data` opens, a Dataset, or an onnxruntime
-        CalibrationDataReader. Not needed with `sensitivity`.
+    data: calibration inputs: what `amq_onnx.model.data.open_data` opens, a list of dicts of arrays by input, a Dataset,
+        or an onnxruntime CalibrationDataReader. Not needed with `sensitivity`.
     size: "0.2" or "20%" of the input file, "4MB", "300KB"; a float is a fraction.
     max_drop: how far the metric may fall. Without `size` the smallest file within it is searched for, by evaluating
         files of several sizes; with it, a file that falls further is an error once it is written.
@@ -300,8 +304,17 @@ def _listed(widths: Sequence[int]) -> str:
     return ", ".join(map(str, widths))
 
 
-def dataset(data: str | Dataset | CalibrationDataReader | None, model: onnx.ModelProto) -> Dataset | None:
-    """`data` in any of its forms, as a Dataset for `model`."""
+def dataset(data: Data | None, model: onnx.ModelProto) -> Dataset | None:
+    """`data` in any of its forms, as a Dataset for `model`. Raises UsageError for anything else."""
     if data is None or isinstance(data, Dataset):
         return data
-    return open_data(data, model) if isinstance(data, str) else reader_data(data, model)
+    if isinstance(data, (str, Path)):
+        return open_data(str(data), model)
+    if isinstance(data, list | tuple):
+        return Dataset(lambda: data, input_specs(model), "the given batches")
+    if hasattr(data, "get_next"):
+        return reader_data(data, model)
+    raise UsageError(
+        f"data can't be a {type(data).__name__}: give a path, script.py:function, a list of dicts of arrays by input, "
+        "a Dataset or a CalibrationDataReader"
+    )

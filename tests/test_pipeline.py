@@ -70,6 +70,21 @@ def test_calibration_data_reader_of_onnxruntime(tmp_path):
     assert first.verification.samples == 32
 
 
+def test_batches_in_a_list_and_a_path(tmp_path):
+    model = conv_net()
+    np.savez(tmp_path / "data.npz", image=images())
+    batches = [{"image": images()[start : start + 4]} for start in range(0, 32, 4)]
+    first = quantized(model, batches, tmp_path)
+    second = quantized(model, tmp_path / "data.npz", tmp_path)
+    assert model_bytes(first.model) == model_bytes(second.model)
+
+
+@pytest.mark.parametrize("data", [{"image": images()}, images(), 5])
+def test_data_of_another_kind_are_refused(tmp_path, data):
+    with pytest.raises(UsageError, match=r"data can't be a .* give a path"):
+        quantized(conv_net(), data, tmp_path)
+
+
 def test_an_exhausted_reader(tmp_path):
     class Empty:
         def get_next(self):
