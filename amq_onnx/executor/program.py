@@ -22,9 +22,10 @@ from amq_onnx.executor.plan import (
     python_value,
     reading_host_values,
 )
-from amq_onnx.executor.proto import attribute_value, constant_tensor, free_names, opset_of
+from amq_onnx.executor.proto import attribute_value, constant_tensor, opset_of
 from amq_onnx.executor.registry import Operator
 from amq_onnx.executor.types import RANGES, held_dtype, tensor_element_type, torch_tensor
+from amq_onnx.scope import free_names
 
 HOST_ELEMENTS = 64  # integer constants up to this size stay on the CPU: they are shapes, axes and indices
 KEPT_PLANS = 1024

@@ -23,21 +23,6 @@ def opset_of(domain: str, opsets: Mapping[str, int]) -> int:
     return opsets.get("" if domain == "ai.onnx" else domain, 1)
 
 
-def free_names(graph: onnx.GraphProto) -> list[str]:
-    """Names that `graph` reads from the graphs around it, in the order of their first use."""
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    found: dict[str, None] = {}
-    for node in graph.node:
-        names = list(node.input)
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                names += free_names(attribute.g)
-        found.update(dict.fromkeys(name for name in names if name and name not in known))
-        known.update(node.output)
-    found.update(dict.fromkeys(value.name for value in graph.output if value.name not in known))
-    return list(found)
-
-
 def attribute_value(attribute: AttributeProto, dtype: torch.dtype) -> Any:
     """The value of an attribute other than a graph: strings decoded, tensors in torch, lists as lists."""
     value = onnx.helper.get_attribute_value(attribute)

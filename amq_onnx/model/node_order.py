@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
 
 from amq_onnx.passes.subgraphs import subgraphs
+from amq_onnx.scope import names_read
 
 
 def sort_nodes(model: onnx.ModelProto) -> None:
@@ -15,13 +15,14 @@ def sort_nodes(model: onnx.ModelProto) -> None:
 
     A graph with a cycle stays as it is, for the checker to name.
     """
+    # The innermost first: what a graph reads from outside is told by the order of its nodes.
     for graph in (*reversed(list(subgraphs(model.graph))), model.graph):
         _sort(graph)
 
 
 def _sort(graph: onnx.GraphProto) -> None:
     makers = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
-    needed = [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
+    needed = [{makers[name] for name in names_read(node) if name in makers} for node in graph.node]
     if all(maker < number for number, read in enumerate(needed) for maker in read):
         return
     try:
@@ -33,14 +34,3 @@ def _sort(graph: onnx.GraphProto) -> None:
         sorted_nodes.node.add().CopyFrom(graph.node[number])
     del graph.node[:]
     graph.node.extend(sorted_nodes.node)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, its subgraphs included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            for item in inner.node:
-                yield from _reads(item)
-            for value in inner.output:
-                yield value.name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from amq_onnx.executor.proto import free_names
+from amq_onnx.scope import names_read
 
 # Layers that a block should have where the graph allows: with more, their errors make up for one another; with too
 # many there is more to learn than the block's outputs can teach.
@@ -72,12 +72,8 @@ class _Graph:
         self.reads: dict[str, tuple[str, ...]] = {}
         self.order: list[tuple[str, ...]] = []
         for node in graph.node:
-            names = dict.fromkeys(name for name in node.input if name)
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    names.update(dict.fromkeys(free_names(attribute.g)))
             made = tuple(name for name in node.output if name)
-            self.reads.update(dict.fromkeys(made, tuple(names)))
+            self.reads.update(dict.fromkeys(made, tuple(dict.fromkeys(names_read(node)))))
             self.order.append(made)
         self.floats = _float_tensors(model)
         self.varying = self._reached_from(self.inputs)
@@ -102,25 +98,22 @@ class _Graph:
             if len(live) == 1 and not live & left.keys():
                 (name,) = live
                 start = found[-1] if found else None
-                settles = self._weights(before, start) <= self._weights([name], start)
-                if name in self.floats and name in made and settles:
+                if name in self.floats and name in made and self._settles(name, before, start):
                     found.append(name)
                     for settled in before:
                         del left[settled]
                     before.clear()
         return [*((name,) for name in found), tuple(left)]
 
-    def _weights(self, outputs: Collection[str], start: str | None) -> set[str]:
-        """Weights that are behind `outputs`, back to `start`."""
-        read = {
-            name for tensor in self._needed(outputs, start) for name in self.reads.get(tensor, ()) if tensor != start
-        }
-        return read.intersection(self.weights)
+    def _settles(self, cut: str, outputs: Collection[str], start: str | None) -> bool:
+        """Whether `cut` has need of all the weights that are behind `outputs`, back to `start`."""
+        behind = self._read(outputs, start).intersection(self.weights)
+        return not behind or behind <= self._read([cut], start)
 
     def block(self, start: str | None, end: tuple[str, ...], known: Collection[str]) -> Block:
         """The part between two cuts; its weights are those that `known` lacks."""
         tensors = self._needed(end, stop=start)
-        read = {name for tensor in tensors if tensor != start for name in self.reads.get(tensor, ())}
+        read = self._read(end, start)
         weights = [name for name in self.weights if name in read]
         own = tuple(name for name in weights if name not in known)
         shared = tuple(name for name in weights if name in known)
@@ -131,6 +124,11 @@ class _Graph:
             if made and made[0] in inside and not set(own).isdisjoint(self.reads[made[0]])
         )
         return Block(start, end, own, shared, frozenset(read - self.constants), layers)
+
+    def _read(self, outputs: Iterable[str], start: str | None) -> set[str]:
+        """What the nodes read that compute `outputs`, back to `start`."""
+        tensors = self._needed(outputs, stop=start)
+        return {name for tensor in tensors if tensor != start for name in self.reads.get(tensor, ())}
 
     def _needed(self, outputs: Iterable[str], stop: str | None) -> set[str]:
         """`outputs` and every tensor that they are computed from, back to `stop`."""
