@@ -57,7 +57,9 @@ from amq_onnx.skeleton import on_skeleton
 from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
-_FOLDING = (ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf())
+_FOLDING = (
+    WidenHalf(), ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf(),
+)  # fmt: skip
 _PREPARATION = (
     FreeBatch(), FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(),
     SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
@@ -183,8 +185,7 @@ def prepare(
         raise UsageError(f"--opset {wanted} is too old: quantized files need {Target.minimum_opset} or newer")
     if wanted != current:
         model = _convert(model, wanted)
-    model = _folded(run(_with_shapes(model), [WidenHalf()]))
-    model = run(_with_shapes(model), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
+    model = run(_with_shapes(_folded(model)), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
     model = _with_shapes(hoist_weights(model))
     model = run(model, [ReadersApart(find_readers_of_codes(model))])
     sites = find_sites(model)
