@@ -7,6 +7,7 @@ model for each call. None of them looks into large tensors, so none has to be gi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any
 
 import onnx
@@ -33,7 +34,7 @@ def fits_one_message(model: onnx.ModelProto) -> bool:
 
 def large_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Initializers that `skeleton` leaves out."""
-    return [tensor for tensor in model.graph.initializer if _values(tensor) > _KEPT_VALUES]
+    return [tensor for tensor in model.graph.initializer if _is_large(tensor)]
 
 
 def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -49,7 +50,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = without_initializers(model)
     declared = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if _values(tensor) <= _KEPT_VALUES:
+        if not _is_large(tensor):
             copy.graph.initializer.append(tensor)
         elif tensor.name not in declared:
             typed = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -92,11 +93,8 @@ def _copy_to(held: Any, messages: Iterable[Message]) -> None:
         held.add().CopyFrom(message)
 
 
-def _values(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return bool(prod(tensor.dims) > _KEPT_VALUES)
 
 
 def _copy_fields(source: Message, target: Message, left_out: str) -> None:

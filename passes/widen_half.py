@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def _keep_interface(graph: gs.Graph, kept: set[int]) -> None:
     graph.nodes.extend(casts)
 
 
-def _renamed(tensor: gs.Tensor, taken: Any) -> gs.Variable:
+def _renamed(tensor: gs.Tensor, taken: Counter[str]) -> gs.Variable:
     """A tensor of the type, shape and name of `tensor`, which gets another name."""
     kept = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
     taken[tensor.name] += 1
