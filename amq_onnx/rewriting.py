@@ -64,6 +64,8 @@ _PREPARATION = (
     FreeBatch(), FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(),
     SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
 )  # fmt: skip
+# A file format that all runtimes read which read our files' operator sets: they refuse formats newer than themselves.
+_OLD_IR_VERSION = 8
 # Releases that first ran each operator set, from onnxruntime's compatibility table.
 _FIRST_RUNTIME = {
     13: "1.6", 14: "1.8", 15: "1.10", 16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15",
@@ -249,7 +251,9 @@ def lower(
     model = run(quantized, passes)
     if not keep_metadata:
         model = strip_exporter_metadata(model)
-        model.ir_version = _least_ir_version(model)
+        model.ir_version = min(model.ir_version, _OLD_IR_VERSION)
+    needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = max(model.ir_version, needed)
     return model
 
 
@@ -300,12 +304,6 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         del values[:]
         values.extend(getattr(model.graph, field))
     return inferred
-
-
-def _least_ir_version(model: onnx.ModelProto) -> int:
-    """The oldest file format that the operator sets need: older runtimes refuse newer formats unseen."""
-    needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
-    return int(min(model.ir_version, max(8, needed)))
 
 
 def _free_stem(model: onnx.ModelProto) -> str:

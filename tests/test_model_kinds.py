@@ -23,10 +23,10 @@ from amq_onnx.tuning.rounding import RoundingOptions
 from amq_onnx.tuning.tuner import TuningOptions
 
 
-def converted(opset):
-    """conv_net as an exporter of old wrote it: opset 9 or 11, initializers among the inputs, format 4."""
+def converted(opset, ir_version=4):
+    """conv_net as an exporter of old wrote it: opset 7 to 11, initializers among the inputs, format 3 or 4."""
     model = conv_net(opset=opset)
-    model.ir_version = 4
+    model.ir_version = ir_version
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return model
@@ -141,6 +141,7 @@ MODELS = {
     "batch without a name": (lambda: conv_net(batch=None), 3),
     "fixed batch of 1": (lambda: conv_net(batch=1), 3),
     "fixed batch of 4": (lambda: conv_net(batch=4), 3),
+    "opset 7, format 3": (lambda: converted(7, 3), 3),
     "opset 9": (lambda: converted(9), 3),
     "opset 11": (lambda: converted(11), 3),
     "opset 13": (lambda: conv_net(opset=13), 3),
@@ -170,6 +171,7 @@ def test_models_of_all_kinds(tmp_path, make, weights):
     result = quantize(path, data, size=0.6, output=tmp_path / "o.onnx", bits=(4, 6, 8), options=FAST, tune="none")
     written = onnx.load(tmp_path / "o.onnx")
     onnx.checker.check_model(written, full_check=True)
+    assert written.ir_version >= helper.find_min_ir_version_for(list(written.opset_import))
     assert len(result.plan.weights) == weights
     assert result.bytes == (tmp_path / "o.onnx").stat().st_size <= 0.6 * path.stat().st_size
     initializers = {tensor.name for tensor in model.graph.initializer}

@@ -21,8 +21,9 @@ from amq_onnx.skeleton import check_whole, fits_one_message, skeleton, without_i
 _EXTERNAL_TENSOR_BYTES = 1024
 # Characters that file systems let a name have.
 _LONGEST_NAME = 255
-# What the newest onnxruntime that was tried reads (1.32 takes 14; a file needs only what its opset needs).
-_LEAST_IR_VERSION = 8
+# Before this version of the format each initializer had to be an input as well, that callers could override; what
+# passes make of such a file is no longer one.
+_CONSTANT_INITIALIZERS = 4
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -55,6 +56,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
+    model.ir_version = max(model.ir_version, _CONSTANT_INITIALIZERS)
     return model
 
 
