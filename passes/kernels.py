@@ -35,23 +35,17 @@ def is_integer(node: gs.Node) -> bool:
     return bool(readers) and all(reader.op == "QuantizeLinear" for reader in readers)
 
 
-def grouped_convolutions(graph: gs.Graph) -> Iterator[tuple[gs.Node, int, list[int]]]:
-    """Conv nodes of several groups on integer kernels, with constant codes: node, groups, shape of the weight.
+def integer_convolutions(graph: gs.Graph) -> Iterator[tuple[gs.Node, int, list[int]]]:
+    """Conv nodes on integer kernels, with constant codes: node, groups, shape of the weight.
 
     Nodes may be added to the graph on the way.
     """
     for node in list(graph.nodes):
-        groups = int(node.attrs.get("group", 1))
-        if (
-            node.op != "Conv"
-            or groups == 1
-            or not is_integer(node)
-            or not is_constant(node.inputs[1].inputs[0].inputs[0])
-        ):
+        if node.op != "Conv" or not is_integer(node) or not is_constant(node.inputs[1].inputs[0].inputs[0]):
             continue
         shape = node.inputs[1].shape
         if shape is not None and all(isinstance(size, int) for size in shape):
-            yield node, groups, list(shape)
+            yield node, int(node.attrs.get("group", 1)), list(shape)
 
 
 def biased(node: gs.Node) -> tuple[gs.Node, int] | None:

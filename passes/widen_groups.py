@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
-from amq_onnx.passes.kernels import grouped_convolutions
+from amq_onnx.passes.kernels import integer_convolutions
 from amq_onnx.passes.names import free_names
 
 # Channels of a group, as many as onnxruntime's integer matrix products need to be worth their call, and at most.
@@ -45,7 +45,7 @@ class WidenGroups(Pass):
             return numbers[values]
 
         changed = False
-        for conv, groups, (outputs, inputs, *kernel) in grouped_convolutions(graph):
+        for conv, groups, (outputs, inputs, *kernel) in integer_convolutions(graph):
             joined = _joined(groups, inputs, outputs // groups)
             if joined == 1 or len(conv.inputs[1].outputs) != 1:
                 continue
@@ -73,7 +73,7 @@ class WidenGroups(Pass):
 
 def _joined(groups: int, inputs: int, outputs: int) -> int:
     """How many groups of so many channels become one."""
-    if inputs == outputs == 1:
+    if groups == 1 or inputs == outputs == 1:
         return 1
     width = math.sqrt(inputs * outputs)
     fitting = [joined for joined in range(1, groups + 1) if groups % joined == 0 and joined * width <= _WIDEST]

@@ -1,10 +1,11 @@
-"""Quantized convolutions of many narrow groups: the graph afterwards, the same codes, the kernel that runs."""
+"""Quantized convolutions whose channels or groups suit no kernel: the graph afterwards, the same codes, what runs."""
 
 import numpy as np
 import onnx
 import pytest
 from small_graphs import assert_left_alone, assert_same_outputs, f, model, node, operators, outputs, session
 
+from amq_onnx.passes.align_channels import AlignChannels
 from amq_onnx.passes.base import run
 from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.widen_groups import WidenGroups
@@ -33,7 +34,7 @@ def grouped(groups, inputs, outputs, kernel=(3, 3), **attributes):
         node("QuantizeLinear", "c t z", "cq"),
         node("DequantizeLinear", "cq t z", "y"),
     ]
-    size = [6] * len(kernel)
+    size = [max(6, *kernel)] * len(kernel)
     made = model(nodes, {"x": ["n", groups * inputs, *size]}, {"y": None}, constants)
     return onnx.shape_inference.infer_shapes(made), {"x": f(2, groups * inputs, *size)}
 
@@ -140,3 +141,47 @@ def test_other_readers_of_the_codes_keep_them():
 @pytest.mark.parametrize("before", [grouped(8, 1, 1)[0], grouped(4, 2, 4)[0], grouped(1, 1, 4)[0]])
 def test_others_are_not_repeated(before):
     assert_left_alone(RepeatChannels(), before)
+
+
+@pytest.mark.parametrize(
+    ("channels", "maps", "kernel"),
+    [(3, 16, (3, 3)), (3, 24, (7, 7)), (2, 32, (5,)), (1, 16, (3, 3)), (1, 20, (2, 2, 2))],
+)
+def test_few_channels_become_four(channels, maps, kernel, tmp_path):
+    before, feeds = grouped(1, channels, maps, kernel)
+    after = run(before, [AlignChannels()])
+    assert sorted(operators(after)) == sorted([*operators(before), "Gather", "Pad"])
+    assert_same_outputs(before, after, feeds)
+    assert run(after, [AlignChannels()]) is after
+    session(after, "ENABLE_ALL", optimized_file=tmp_path / "o.onnx")
+    found = operators(onnx.load(tmp_path / "o.onnx"))
+    assert "QLinearConv" in found and "Pad" not in found
+    np.testing.assert_array_equal(outputs(after, feeds, "ENABLE_ALL")[0], outputs(before, feeds, "ENABLE_ALL")[0])
+    assert len(after.SerializeToString()) < len(before.SerializeToString()) + 400
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        grouped(1, 4, 16)[0],
+        grouped(1, 5, 16)[0],
+        grouped(1, 3, 12)[0],
+        grouped(1, 3, 16, (8, 8))[0],
+        grouped(8, 3, 16)[0],
+    ],
+    ids=["four", "more", "few outputs", "patches", "groups"],
+)
+def test_others_keep_their_channels(before):
+    assert_left_alone(AlignChannels(), before)
+
+
+def test_a_weight_with_two_readers_keeps_its_channels():
+    before, _ = grouped(1, 3, 16, pads=[1, 1, 1, 1])
+    again = [
+        node("Conv", "d wd", "c2", pads=[1, 1, 1, 1]),
+        node("QuantizeLinear", "c2 t z", "cq2"),
+        node("DequantizeLinear", "cq2 t z", "y2"),
+    ]
+    before.graph.node.extend(again)
+    before.graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("y2", 1, None))
+    assert_left_alone(AlignChannels(), onnx.shape_inference.infer_shapes(before))
