@@ -6,7 +6,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
-from amq_onnx.passes.gather_channels import gather_channels
 from amq_onnx.passes.kernels import integer_convolutions
 from amq_onnx.passes.names import free_names
 
@@ -36,9 +35,9 @@ class RepeatChannels(Pass):
                 numbers[value] = gs.Constant(next(free), np.array(value, np.int32))
             return numbers[value]
 
-        def made(operator: str, *inputs: gs.Tensor) -> gs.Variable:
-            output = gs.Variable(next(free))
-            graph.nodes.append(gs.Node(operator, "", {}, list(inputs), [output]))
+        def made(operator: str, inputs: list[gs.Tensor], dtype: object = None, **attributes: int) -> gs.Variable:
+            output = gs.Variable(next(free), dtype)
+            graph.nodes.append(gs.Node(operator, "", attributes, inputs, [output]))
             return output
 
         changed = False
@@ -46,9 +45,11 @@ class RepeatChannels(Pass):
             if groups == 1 or inputs != 1 or outputs == groups:
                 continue
             if (outputs, groups) not in indices:
-                channels = made("Range", number(0), number(outputs), number(1))
-                indices[outputs, groups] = made("Div", channels, number(outputs // groups))
-            gather_channels(graph, conv, indices[outputs, groups], free)
+                channels = made("Range", [number(0), number(outputs), number(1)])
+                indices[outputs, groups] = made("Div", [channels, number(outputs // groups)])
+            codes, *parameters = conv.inputs[0].inputs[0].inputs
+            repeated = made("Gather", [codes, indices[outputs, groups]], codes.dtype, axis=1)
+            conv.inputs[0] = made("DequantizeLinear", [repeated, *parameters], np.float32)
             conv.attrs["group"] = outputs
             changed = True
         return changed

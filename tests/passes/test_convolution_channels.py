@@ -150,14 +150,14 @@ def test_others_are_not_repeated(before):
 def test_few_channels_become_four(channels, maps, kernel, tmp_path):
     before, feeds = grouped(1, channels, maps, kernel)
     after = run(before, [AlignChannels()])
-    assert sorted(operators(after)) == sorted([*operators(before), "Gather", "Pad"])
+    assert sorted(operators(after)) == sorted([*operators(before), "Pad", "Pad"])
     assert_same_outputs(before, after, feeds)
     assert run(after, [AlignChannels()]) is after
     session(after, "ENABLE_ALL", optimized_file=tmp_path / "o.onnx")
     found = operators(onnx.load(tmp_path / "o.onnx"))
-    assert "QLinearConv" in found and "Pad" not in found
+    assert "QLinearConv" in found and found.count("Pad") == 1
     np.testing.assert_array_equal(outputs(after, feeds, "ENABLE_ALL")[0], outputs(before, feeds, "ENABLE_ALL")[0])
-    assert len(after.SerializeToString()) < len(before.SerializeToString()) + 400
+    assert len(after.SerializeToString()) < len(before.SerializeToString()) + 300
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""More channels for a quantized convolution: of its data and of its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+
+class MoreChannels:
+    """Pads the codes that convolutions read.
+
+    Weights are padded with zeros when the model is loaded, so that the file has none of them.
+    """
+
+    def __init__(self, graph: gs.Graph, names: Iterator[str]) -> None:
+        self.graph = graph
+        self.names = names
+        self._ends: dict[tuple[int, ...], gs.Constant] = {}
+
+    def of_weight(self, conv: gs.Node, axis: int, count: int) -> None:
+        """Add `count` channels of zeros to the weight of `conv`, which no other node may read, at the end of `axis`.
+
+        Before:  codes [o, c, ..] (constant) -> DequantizeLinear -> Conv
+        After:   codes -> Pad -> DequantizeLinear -> Conv
+        """
+        dequantize = conv.inputs[1].inputs[0]
+        shape = list(conv.inputs[1].shape)
+        dequantize.inputs[0] = self._padded(dequantize.inputs[0], len(shape), axis, count)
+        shape[axis] += count
+        conv.inputs[1].shape = shape
+
+    def of_data(self, conv: gs.Node, count: int) -> None:
+        """Let `conv` read `count` channels more, whose weights have to be 0; other readers of its data keep theirs.
+
+        Before:  codes [n, c, ..] -> DequantizeLinear -> Conv
+        After:   codes -> Pad -> DequantizeLinear -> Conv
+        """
+        codes, *parameters = conv.inputs[0].inputs[0].inputs
+        padded = self._padded(codes, len(conv.inputs[1].shape), 1, count)
+        conv.inputs[0] = gs.Variable(next(self.names), np.float32)
+        self.graph.nodes.append(gs.Node("DequantizeLinear", "", {}, [padded, *parameters], [conv.inputs[0]]))
+
+    def _padded(self, codes: gs.Tensor, rank: int, axis: int, count: int) -> gs.Tensor:
+        ends = tuple(count if place == rank + axis else 0 for place in range(2 * rank))
+        if ends not in self._ends:
+            self._ends[ends] = gs.Constant(next(self.names), np.array(ends, np.int64))
+        padded = gs.Variable(next(self.names), codes.dtype)
+        self.graph.nodes.append(gs.Node("Pad", "", {}, [codes, self._ends[ends]], [padded]))
+        return padded
