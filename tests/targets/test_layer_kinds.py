@@ -229,7 +229,7 @@ KINDS = {
             down=np.float32([-0.6]),
             u=f(4, 1, 3, 3),
         ),
-        ["QLinearConv", "Clip", "QLinearConv", "QLinearConcat", "MaxPool", *QUANTIZED],
+        ["Pad", "QLinearConv", "Clip", "QLinearConv", "Slice", "Slice", "QLinearConcat", "MaxPool", *QUANTIZED],
     ),
     "hard sigmoid of channels": (
         lambda: between_convolutions(

@@ -1,0 +1,176 @@
+"""Gives depthwise convolutions as many channels as onnxruntime's integer kernel for them takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.base import Pass
+from amq_onnx.passes.channels import MoreChannels
+from amq_onnx.passes.kernels import ABSORBED, CODE_BOUNDS, behind_absorbed, integer_convolutions
+from amq_onnx.passes.names import free_names
+
+# What MlasConvSym's depthwise kernel asks for: channels in sixteens.
+_CHANNELS = 16
+
+
+class AlignDepthwise(Pass):
+    """Lets a quantized depthwise Conv compute a multiple of 16 channels, which the Convs around it add and drop.
+
+    Before:  DequantizeLinear -> Conv [72, i, ..] -> Q, DQ -> Conv [72, 1, ..] (group=72) -> Q, DQ -> Conv [o, 72, ..]
+                                                                                                  \\-> others
+    After:   DequantizeLinear -> Conv [80, i, ..] -> Q, DQ -> Conv [80, 1, ..] (group=80) -> Q, DQ -> Conv [o, 80, ..]
+                                                                                         \\-> Slice(72) -> DQ -> others
+
+    The sums are the same: weights and biases of the channels that are added are 0, and their scales repeat the last
+    one. Weights are padded when the model is loaded; the file has only the scales and biases of the new channels.
+    onnxruntime multiplies other numbers of channels row by row instead, in two to three times the time of its depthwise
+    kernel (docs/packing.md); MobileNetV3, ShuffleNet and networks whose channels were scaled or pruned have such.
+    Left alone: depthwise Convs whose data no Conv of one group makes, weights and parameters that others read too,
+    tensors that are outputs of the graph.
+    """
+
+    def __init__(self, stem: str = "amq_") -> None:
+        self.stem = stem
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        widening = _Widening(graph, self.stem)
+        changed = False
+        for conv, *_ in integer_convolutions(graph):
+            groups = int(conv.attrs.get("group", 1))  # more than at first, where another one's were added to
+            maker = _maker(conv)
+            if groups % _CHANNELS == 0 or not widening.is_depthwise(conv) or not widening.can_widen(conv):
+                continue
+            if maker is not None and widening.is_dense(maker) and widening.can_widen(maker):
+                widening.widen(maker, -groups % _CHANNELS)
+                changed = True
+        return changed
+
+
+class _Widening:
+    """How convolutions of a graph on integer kernels get more output channels."""
+
+    def __init__(self, graph: gs.Graph, stem: str) -> None:
+        self.graph = graph
+        self.integer = {id(conv) for conv, *_ in integer_convolutions(graph)}
+        parts = (graph, *graph.subgraphs(recursive=True))
+        self.outputs = {id(tensor) for part in parts for tensor in part.outputs}
+        self.names = free_names(graph, f"{stem}d")
+        self.more = MoreChannels(graph, self.names)
+        self._numbers: dict[int, gs.Constant] = {}
+
+    def is_dense(self, node: gs.Node) -> bool:
+        """True for a Conv of one group whose weight nothing else reads."""
+        return id(node) in self.integer and node.attrs.get("group", 1) == 1 and len(node.inputs[1].outputs) == 1
+
+    def is_depthwise(self, node: gs.Node) -> bool:
+        """True for a Conv of several groups of one input and one output each."""
+        groups = node.attrs.get("group", 1)
+        return id(node) in self.integer and groups > 1 and list(node.inputs[1].shape[:2]) == [groups, 1]
+
+    def can_widen(self, conv: gs.Node) -> bool:
+        """Whether all that has a number for each output channel of `conv` is its own, and what it makes is codes."""
+        inside = self.outputs.isdisjoint(id(tensor) for tensor in _made(conv))
+        return inside and len(conv.inputs[1].outputs) == 1 and _vectors(conv) is not None
+
+    def widen(self, conv: gs.Node, count: int) -> None:
+        """Add `count` output channels to `conv`, and let all that reads them drop or pass them on."""
+        channels = conv.inputs[1].shape[0]
+        if self.is_depthwise(conv):
+            conv.attrs["group"] = channels + count
+        self.more.of_weight(conv, 0, count)
+        scale = conv.inputs[1].inputs[0].inputs[1]
+        for vector in _vectors(conv) or ():
+            vector.values = np.pad(vector.values, (0, count), "edge" if vector is scale else "constant")
+        for bias in conv.inputs[2:]:
+            if bias.inputs:
+                bias.shape = bias.inputs[0].inputs[1].shape = None
+        made = _made(conv)
+        for tensor in made:
+            tensor.shape = None
+        for quantizer in made[-1].outputs:
+            self._pass_on(quantizer.outputs[0], channels, count)
+
+    def _pass_on(self, codes: gs.Tensor, channels: int, count: int) -> None:
+        """Let the readers of `codes`, which had as many `channels`, take `count` more, or read the first ones alone."""
+        codes.shape = None
+        narrow: list[gs.Tensor] = []
+
+        def first() -> gs.Tensor:
+            if not narrow:
+                narrow.append(gs.Variable(next(self.names), codes.dtype))
+                bounds = [self._number(number) for number in (0, channels, 1)]
+                self.graph.nodes.append(gs.Node("Slice", "", {}, [codes, *bounds], [narrow[0]]))
+            return narrow[0]
+
+        for reader in list(codes.outputs):
+            if reader.op in CODE_BOUNDS and all(np.size(bound.values) == 1 for bound in reader.inputs[1:]):
+                self._pass_on(reader.outputs[0], channels, count)
+                continue
+            if reader.op == "DequantizeLinear":
+                self._widen_readers(reader, count)
+                if not reader.outputs[0].outputs and id(reader.outputs[0]) not in self.outputs:
+                    reader.outputs.clear()
+                    continue
+            reader.inputs = [first() if tensor is codes else tensor for tensor in reader.inputs]
+
+    def _widen_readers(self, dequantize: gs.Node, count: int) -> None:
+        """Let those convolutions that can read `count` more channels do so, behind a DequantizeLinear of their own."""
+        real = dequantize.outputs[0]
+        taking = [node for node in real.outputs if node.inputs[0] is real and self._takes(node)]
+        if not taking:
+            return
+        wide = gs.Variable(next(self.names), np.float32)
+        self.graph.nodes.append(gs.Node("DequantizeLinear", "", {}, list(dequantize.inputs), [wide]))
+        for node in taking:
+            node.inputs[0] = wide
+            if self.is_dense(node):
+                self.more.of_weight(node, 1, count)
+            else:
+                self.widen(node, count)
+
+    def _takes(self, node: gs.Node) -> bool:
+        return self.is_dense(node) or (self.is_depthwise(node) and self.can_widen(node))
+
+    def _number(self, value: int) -> gs.Constant:
+        if value not in self._numbers:
+            self._numbers[value] = gs.Constant(next(self.names), np.array([value], np.int64))
+        return self._numbers[value]
+
+
+def _maker(conv: gs.Node) -> gs.Node | None:
+    """The node that makes what `conv` reads the codes of, in front of what bounds these and of what a quantizer
+    absorbs."""
+    tensor = conv.inputs[0].inputs[0].inputs[0]
+    for passed in (CODE_BOUNDS, {"QuantizeLinear"}, ABSORBED):
+        while tensor.inputs and tensor.inputs[0].op in passed:
+            tensor = tensor.inputs[0].inputs[0]
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def _made(conv: gs.Node) -> list[gs.Tensor]:
+    """What `conv` makes, up to what quantizers read: behind each operator that they absorb."""
+    found = [conv.outputs[0]]
+    while found[-1] is not behind_absorbed(conv.outputs[0]):
+        found.append(found[-1].outputs[0].outputs[0])
+    return found
+
+
+def _vectors(conv: gs.Node) -> list[gs.Constant] | None:
+    """Constants with a number for each output channel of `conv`: scales, zero points and bias; None where something
+    else reads one, or one is computed otherwise than by QuantizeBiases."""
+    dequantize = conv.inputs[1].inputs[0]
+    found, readers = list(dequantize.inputs[1:]), {id(dequantize), id(conv)}
+    for bias in conv.inputs[2:]:
+        if bias.inputs:
+            codes, scale, *_ = bias.inputs[0].inputs
+            if len(bias.outputs) != 1 or not scale.inputs or scale.inputs[0].op != "Mul" or len(scale.outputs) != 1:
+                return None
+            readers |= {id(bias.inputs[0]), id(scale.inputs[0])}
+            bias = codes
+        found.append(bias)
+    if not all(isinstance(vector, gs.Constant) for vector in found):
+        return None
+    found = [vector for vector in found if vector.values.ndim]
+    return found if all(id(node) in readers for vector in found for node in vector.outputs) else None
