@@ -16,6 +16,7 @@ from onnx import external_data_helper
 
 from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.model.node_order import sort_nodes
+from amq_onnx.passes.subgraphs import subgraphs
 from amq_onnx.skeleton import check_whole, fits_one_message, skeleton, without_initializers
 
 _EXTERNAL_TENSOR_BYTES = 1024
@@ -49,6 +50,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"the external data of '{path}' can't be read: {error}") from error
+    _shorten_domains(model)
     try:
         sort_nodes(model)
         _name_output_shapes(model)
@@ -58,6 +60,17 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
     model.ir_version = max(model.ir_version, _CONSTANT_INITIALIZERS)
     return model
+
+
+def _shorten_domains(model: onnx.ModelProto) -> None:
+    """Write the standard operators' domain as '': 'ai.onnx' is the same to onnxruntime, and unknown to onnx."""
+    graphs = [model.graph, *subgraphs(model.graph)]
+    graphs += [inner for function in model.functions for inner in subgraphs(function)]
+    nodes = [node for part in (*graphs, *model.functions) for node in part.node]
+    imports = [entry for part in (model, *model.functions) for entry in part.opset_import]
+    for named in (*nodes, *imports):
+        if named.domain == "ai.onnx":
+            named.ClearField("domain")
 
 
 def _name_output_shapes(model: onnx.ModelProto) -> None:
