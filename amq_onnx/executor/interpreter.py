@@ -57,8 +57,7 @@ class Executor:
     ) -> None:
         """Bind the nodes of `model` (external data loaded) to operators.
 
-        Raises UnsupportedOperatorError for an operator the executor lacks, ModelError for a graph or an
-        initializer it can't hold.
+        Raises ModelError for a graph or an initializer it can't hold.
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the executor computes in float32 or float64, not in {dtype}")
@@ -84,7 +83,8 @@ class Executor:
         codes asked for by name are float tensors, unless they are outputs of the graph. A sequence is a list of
         tensors and an empty optional None, given or computed.
 
-        Raises DataError for a graph input that is needed and missing, a name that the graph doesn't have,
+        Raises UnsupportedOperatorError for a node that is needed and whose operator the executor lacks,
+        DataError for a graph input that is needed and missing, a name that the graph doesn't have,
         or a graph input of a type or shape other than declared (its first dimension may always vary).
         """
         names = self.outputs if outputs is None else tuple(outputs)

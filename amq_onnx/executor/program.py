@@ -69,6 +69,7 @@ class Program:
         self._settings = settings
         self._types = dict(settings.types)
         self.constants: dict[str, torch.Tensor] = {}
+        self._words: set[str] = set()  # constants that hold strings
         for tensor in graph.initializer:
             self._add_constant(tensor.name, tensor)
         if graph.sparse_initializer:
@@ -93,6 +94,9 @@ class Program:
     # -- construction
 
     def _add_constant(self, name: str, proto: onnx.TensorProto) -> None:
+        if proto.data_type == TensorProto.STRING:
+            self._words.add(name)
+            return
         try:
             tensor = torch_tensor(proto, self._settings.dtype)
         except ValueError as error:
@@ -106,7 +110,7 @@ class Program:
             self._add_constant(proto.output[0], constant_tensor(proto))
             return
         opset = opset_of(proto.domain, self._settings.opsets)
-        operator = registry.required(proto, opset)
+        operator = registry.found_or_failing(proto, opset)
         captures: dict[str, None] = {}
         subgraphs: dict[str, Subgraph] = {}
         attributes: dict[str, Any] = {}
@@ -223,6 +227,8 @@ class Program:
         nodes, outside = self._needed(outputs, given)
         if missing := [name for name in self.inputs if name in outside and name not in given]:
             raise DataError(f"graph input '{missing[0]}' is missing: give a tensor for it.")
+        if words := sorted(self._words & outside - given):
+            raise ModelError(f"constant '{words[0]}' holds strings, which can't be computed with.")
         nodes = self._fold(nodes, given)
         template: list[Any] = [None]
         slots: dict[str, int] = {}

@@ -50,4 +50,6 @@ def constant_tensor(node: onnx.NodeProto) -> TensorProto:
             shape = [] if attribute.name == "value_float" else [len(attribute.floats)]
             floats = [attribute.f] if attribute.name == "value_float" else list(attribute.floats)
             return onnx.helper.make_tensor(name, TensorProto.FLOAT, shape, floats)
-    raise ModelError(f"Constant node '{node.name or name}' holds strings or a sparse tensor, which can't be computed.")
+        if attribute.name in ("value_string", "value_strings"):
+            return TensorProto(name=name, data_type=TensorProto.STRING)
+    raise ModelError(f"Constant node '{node.name or name}' holds a sparse tensor, which can't be computed.")

@@ -79,17 +79,23 @@ def find(op_type: str, domain: str) -> Operator | None:
     return _load().get(("" if domain == "ai.onnx" else domain, op_type))
 
 
-def required(node: onnx.NodeProto, opset: int) -> Operator:
-    """The operator of `node`. Raises UnsupportedOperatorError where there is none."""
-    found = find(node.op_type, node.domain)
-    if found is None:
-        # What its optimizers leave behind, offline or in a session that saves its graph.
-        optimized = ": it is one of onnxruntime's own, so give the model as it was before onnxruntime optimized it"
-        raise UnsupportedOperatorError(
-            f"the executor has no operator {node.op_type} (domain '{node.domain or 'ai.onnx'}', opset {opset}), which "
-            f"node '{node_label(node)}' needs{optimized if node.domain.startswith('com.microsoft') else ''}"
-        )
-    return found
+def found_or_failing(node: onnx.NodeProto, opset: int) -> Operator:
+    """The operator of `node`; where there is none, one that raises UnsupportedOperatorError once it is to run.
+
+    What only makes outputs that nobody asks for (labels in words, boxes that are left) need not run here.
+    """
+    # What its optimizers leave behind, offline or in a session that saves its graph.
+    optimized = ": it is one of onnxruntime's own, so give the model as it was before onnxruntime optimized it"
+    message = (
+        f"the executor has no operator {node.op_type} (domain '{node.domain or 'ai.onnx'}', opset {opset}), which "
+        f"node '{node_label(node)}' needs{optimized if node.domain.startswith('com.microsoft') else ''}"
+    )
+
+    def fail(*_: Any) -> Any:
+        raise UnsupportedOperatorError(message)
+
+    nowhere: frozenset[int] = frozenset()
+    return find(node.op_type, node.domain) or Operator(fail, nowhere, nowhere, False, nowhere, False)
 
 
 def names() -> frozenset[str]:

@@ -219,16 +219,21 @@ def test_unsupported_operators_are_found_in_subgraphs_too():
     assert unsupported_operators(perceptron()) == []
 
 
-def test_an_unsupported_operator_is_named():
+def test_an_unsupported_operator_is_named_where_it_is_to_run():
+    executor = Executor(unknown())
+    values = {"c": torch.tensor(True), "x": torch.ones(2)}
     with pytest.raises(UnsupportedOperatorError, match=r"no operator Strange \(domain 'far', opset 3\).*'deep'"):
-        Executor(unknown())
+        executor.run(values, ["h"])
+    with pytest.raises(UnsupportedOperatorError, match=r"no operator StringNormalizer \(domain 'ai.onnx', opset 18\)"):
+        executor.run({"h": torch.ones(2)}, ["y"])
+    np.testing.assert_array_equal(executor.run(values | {"c": torch.tensor(False)}, ["h"])["h"], np.ones(2))
 
 
 def test_a_graph_that_onnxruntime_has_optimized_is_told_from_others():
     proto = model([node("FusedConv", ["x"], ["y"], domain="com.microsoft")], {"x": FLOAT}, {"y": FLOAT})
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(UnsupportedOperatorError, match="as it was before onnxruntime optimized it"):
-        Executor(proto)
+        Executor(proto).run({"x": torch.ones(2)})
 
 
 def test_a_missing_input_is_named():
@@ -254,10 +259,20 @@ def test_wrong_data_is_named(values, outputs, message):
         Executor(perceptron()).run(values, outputs)
 
 
-def test_strings_are_refused():
+def test_strings_are_refused_where_they_are_needed():
     text = helper.make_tensor("t", TensorProto.STRING, [1], [b"a"])
-    with pytest.raises(ModelError, match="initializer 't'"):
-        Executor(model([node("Identity", ["x"], ["y"])], {"x": FLOAT}, {"y": FLOAT}, {"t": text}))
+    nodes = [
+        node("Identity", ["x"], ["y"]),
+        node("Identity", ["t"], ["z"]),
+        node("Constant", [], ["c"], value_strings=["a", "b"]),
+        node("Gather", ["c", "i"], ["w"]),
+    ]
+    words = dict.fromkeys(["z", "w"], TensorProto.STRING)
+    executor = Executor(model(nodes, {"x": FLOAT, "i": TensorProto.INT64}, {"y": FLOAT, **words}, {"t": text}))
+    assert executor.run({"x": torch.ones(2)}, ["y"])["y"].tolist() == [1, 1]
+    for output, constant in (("z", "t"), ("w", "c")):
+        with pytest.raises(ModelError, match=f"constant '{constant}' holds strings"):
+            executor.run({"x": torch.ones(2), "i": torch.tensor([1])}, [output])
 
 
 def test_a_failing_node_is_named():
