@@ -186,6 +186,37 @@ def test_models_of_all_kinds(tmp_path, make, weights):
     assert noise_share < 0.02
 
 
+def test_a_pipeline_of_scaled_features_to_named_classes(tmp_path):
+    """As scikit-learn's converter writes a network: ai.onnx.ml around it, labels and maps for outputs."""
+    ml = {"domain": "ai.onnx.ml"}
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["scaled"], offset=[1.0], scale=[0.5], **ml),
+        *(node("MatMul", "scaled w1", "m1"), node("Add", "m1 b1", "a1"), node("Relu", "a1", "h")),
+        *(node("MatMul", "h w2", "m2"), node("Add", "m2 b2", "a2"), node("Softmax", "a2", "p", axis=1)),
+        helper.make_node("ZipMap", ["p"], ["probabilities"], classlabels_strings=list("abcde"), **ml),
+        node("ArgMax", "p", "place", axis=1),
+        helper.make_node("ArrayFeatureExtractor", ["names", "place"], ["name"], **ml),
+    ]
+    constants = {"w1": scaled(1, 16, 64), "b1": noise(2, 64), "w2": scaled(3, 64, 5), "b2": noise(4, 5)}
+    names = {"names": np.array(list("abcde"), object)}
+    model = build(nodes, {"x": ["n", 16]}, {"name": (TensorProto.STRING, [1, "n"])}, constants | names)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    row = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.output.append(helper.make_value_info("probabilities", helper.make_sequence_type_proto(row)))
+    path = save(model, tmp_path / "m.onnx")
+    data = open_data(_written(tmp_path, x=1 + noise(5, 64, 16), labels=np.arange(64) % 5), model)
+    tune = TuningOptions("rounding", rounding=RoundingOptions(steps=20))
+    result = quantize(path, data, size=0.5, output=tmp_path / "o.onnx", bits=(4, 8), options=FAST, tune=tune)
+    assert (set(result.plan.weights), result.verification.metric) == ({"w1", "w2"}, "top1")
+    assert result.verification.outputs["probabilities"].divergence < 0.01
+    assert [value.name for value in onnx.load(tmp_path / "o.onnx").graph.output] == ["name", "probabilities"]
+
+
+def _written(folder, **arrays):
+    np.savez(folder / "d.npz", **arrays)
+    return str(folder / "d.npz")
+
+
 def test_weights_in_an_external_file(tmp_path):
     inside, outside = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save_model(conv_net(), inside)

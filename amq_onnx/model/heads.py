@@ -53,9 +53,9 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     loss: `softmax`, `sigmoid` or `squared` for every head, or `auto`: a Softmax or Sigmoid at the end of the
     graph, perhaps written out or reshaped behind, is cut and its input used; [N, C] scores with C > 1 of a model
     without one are softmax logits, and so are [N, T, C] and [N, C, H, W] whose name ends like `logits`; anything else
-    has squared error. `scores=sigmoid,boxes=none` names one for each of
-    some outputs, `none` to leave one out; others are `auto`. `boxes=squared*scores` weighs the squared error of each
-    box with the highest probability among its scores.
+    has squared error. Of maps from classes to scores (ZipMap), the scores count. `scores=sigmoid,boxes=none` names
+    one for each of some outputs, `none` to leave one out; others are `auto`. `boxes=squared*scores` weighs the squared
+    error of each box with the highest probability among its scores.
 
     Raises ModelError if no output is float or all are left out, UsageError for a loss or an output that isn't there.
     """
@@ -68,11 +68,11 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     left_out: dict[str, str] = {}
     weighers: dict[str, str] = {}
     for output in model.graph.output:
-        tensor = output.type.tensor_type
-        if tensor.elem_type not in _FLOATS:
+        scores = graph.mapped(output.name) or output
+        if scores.type.tensor_type.elem_type not in _FLOATS:
             left_out[output.name] = "it is not a float tensor"
             continue
-        name, kind, axis, why = graph.cut(output.name) or _uncut(output)
+        name, kind, axis, why = graph.cut(scores.name) or _uncut(scores)
         wanted = asked.get(output.name, "auto") if isinstance(asked, dict) else asked
         wanted, _, weigher = wanted.partition("*")
         if weigher:
@@ -198,6 +198,14 @@ class _Producers:
         self.nodes = {name: node for node in model.graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+    def mapped(self, name: str) -> onnx.ValueInfoProto | None:
+        """The scores [N, classes] that a ZipMap makes maps of, where it makes `name`."""
+        node = self.nodes.get(name)
+        if node is None or node.op_type != "ZipMap" or node.domain != "ai.onnx.ml":
+            return None
+        classes = sum(len(entry.ints) or len(entry.strings) for entry in node.attribute)
+        return helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, [None, classes])
 
     def cut(self, name: str) -> tuple[str, LossName, int, str] | None:
         """Input, loss, classes' dimension and story of the Softmax or Sigmoid that makes tensor `name`, if one does."""

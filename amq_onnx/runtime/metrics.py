@@ -57,7 +57,7 @@ class _Mean(Metric):
 
 
 class Top(_Mean):
-    """Share of samples whose label is among the `k` highest scores of the first output."""
+    """Share of samples whose label is among the `k` highest scores of the first float output."""
 
     needs_labels = True
 
@@ -200,13 +200,18 @@ def _joined(batches: list[NDArray[Any]]) -> NDArray[Any] | list[NDArray[Any]]:
 
 
 def _scores(outputs: Outputs, metric: str) -> NDArray[Any]:
-    scores = next(iter(outputs.values()))
+    scores = first_float(outputs)
     if scores.ndim != 2:
         raise UsageError(
-            f"metric {metric} needs scores [samples, classes], but the first output has {scores.ndim} dimensions: "
+            f"metric {metric} needs scores [samples, classes], but the model's have {scores.ndim} dimensions: "
             "use --metric cosine or a function of your own"
         )
     return scores
+
+
+def first_float(outputs: Outputs) -> NDArray[Any]:
+    """The first output that is float, where labels stand in front of the scores; the first of all where none is."""
+    return next((array for array in outputs.values() if array.dtype.kind == "f"), next(iter(outputs.values())))
 
 
 def _flat(outputs: Outputs) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import file_bytes
 from amq_onnx.runtime.confidence import DropEstimate, Interval
 from amq_onnx.runtime.latency import Latency, alternate
-from amq_onnx.runtime.metrics import Metric, UserMetric, metric_named
+from amq_onnx.runtime.metrics import Metric, UserMetric, first_float, metric_named
 from amq_onnx.runtime.session import exact_options, open_session
 
 _BATCH = 32
@@ -146,16 +147,17 @@ class Evaluator:
 
         first_run = self._float_metric is None
         float_metric, quantized_metric = self._float_metric or self._makers(), self._makers()
-        errors = {name: _RunningError() for name in self.names}
+        errors: dict[str, _RunningError] = defaultdict(_RunningError)
         samples = 0
         unequal: dict[str, str] = {}
         for number, batch in enumerate(self.data.batches(_BATCH)):
             outputs = self._reference(number, batch)
             found = _run(second, self.names, batch)
             labels = None if self.labels_are_input else batch.get(LABELS)
-            for name in self.names:
-                if outputs[name].shape != found[name].shape:
-                    shapes = f"shape {found[name].shape} where the full-precision model's has {outputs[name].shape}"
+            for name, expected in outputs.items():
+                shape = found[name].shape if name in found else "nothing"
+                if shape != expected.shape:
+                    shapes = f"shape {shape} where the full-precision model's has {expected.shape}"
                     unequal.setdefault(name, f"output '{name}' has {shapes}")
             if unequal and not isinstance(quantized_metric, UserMetric):
                 reason = next(iter(unequal.values()))
@@ -163,9 +165,9 @@ class Evaluator:
             if first_run:
                 _add(float_metric, outputs, outputs, labels)
             _add(quantized_metric, outputs, found, labels)
-            for name in self.names:
+            for name, expected in outputs.items():
                 if name not in unequal:
-                    errors[name].add(outputs[name], found[name])
+                    errors[name].add(expected, found[name])
             samples += self.data.count(batch)
             if self.progress is not None:
                 self.progress("verification", samples, None)
@@ -267,14 +269,32 @@ def _notes(options: Mapping[str, str]) -> list[str]:
 def _run(session: Any, names: list[str], batch: Batch) -> dict[str, np.ndarray]:
     feeds = {value.name: batch[value.name] for value in session.get_inputs() if value.name in batch}
     try:
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        made = session.run(names, feeds)
     except Exception as error:  # onnxruntime's errors share no base class
         line = (str(error).strip().splitlines() or ["unknown reason"])[0]
         raise ModelError(f"onnxruntime failed to run the model: {line}") from error
+    found: dict[str, np.ndarray] = {}
+    for name, value in zip(names, made, strict=True):
+        found |= _arrays(name, value)
+    return found
+
+
+def _arrays(name: str, value: Any) -> dict[str, np.ndarray]:
+    """The arrays of one output: those of a sequence by number, of maps from classes to scores (ZipMap) one [samples,
+    classes], of an empty optional none."""
+    if isinstance(value, np.ndarray):
+        return {name: value}
+    found: dict[str, np.ndarray] = {}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        found[name] = np.array([[scores[key] for key in value[0]] for scores in value])
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            found |= _arrays(f"{name}[{number}]", each)
+    return found
 
 
 def _default_metric(outputs: Mapping[str, np.ndarray], labelled: bool) -> str:
-    scores = next(iter(outputs.values()))
+    scores = first_float(outputs)
     if scores.ndim == 2 and scores.shape[1] > 1:
         return "top1" if labelled else "agreement"
     return "cosine"

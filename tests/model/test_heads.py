@@ -66,6 +66,23 @@ def test_one_column_is_no_classifier_and_integers_are_left_out():
     assert "not a float" in left_out["z"]
 
 
+@pytest.mark.parametrize("classes", [{"classlabels_int64s": range(5)}, {"classlabels_strings": list("abcde")}])
+def test_maps_from_classes_to_scores(classes):
+    nodes = [
+        node("Softmax", "x", "p"),
+        helper.make_node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", **classes),
+        node("Relu", "x", "r"),
+        helper.make_node("ZipMap", ["r"], ["z"], domain="ai.onnx.ml", **classes),
+    ]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 5])], [])
+    for name in ("y", "z"):
+        graph.output.add().name = name
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 1)])
+    heads, left_out = find_heads(proto)
+    assert [(head.tensor, head.loss, head.output) for head in heads] == [("x", "softmax", "y"), ("r", "softmax", "z")]
+    assert left_out == {}
+
+
 def test_a_loss_asked_for_is_taken_on_every_output():
     assert found([node("Relu", "x", "y")], loss="squared")[0] == [("y", "squared", -1)]
 

@@ -108,9 +108,44 @@ def test_an_integer_output_in_front(tmp_path):
     model = build(nodes, {"x": ["n", 4]}, outputs, {"w": noise(1, 4, 5)})
     path = save(model, tmp_path / "m.onnx")
     found = verify(path, path, data_for(model, tmp_path, x=noise(3, 6, 4)))
-    assert (found.metric, found.quantized_score) == ("cosine", pytest.approx(1))
-    with pytest.raises(UsageError, match="1 dimensions"):
-        verify(path, path, data_for(model, tmp_path, x=noise(3, 6, 4)), metric="agreement")
+    assert (found.metric, found.quantized_score) == ("agreement", 1)
+
+
+def pipeline(kind):
+    """conv_net's scores with labels in front, as a sequence of two or as maps."""
+    model = conv_net()
+    scores = model.graph.output.pop()
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["scores"], ["label"], axis=1))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("label", TensorProto.INT64, ["n", 1]))
+    if kind == "sequence":
+        model.graph.node.append(node("SequenceConstruct", "scores label", "all"))
+        model.graph.node[-1].input[1] = "scores"
+        model.graph.output.append(onnx.helper.make_tensor_sequence_value_info("all", TensorProto.FLOAT, None))
+    else:
+        model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+        labels = range(10) if kind == "numbers" else [f"class {number}" for number in range(10)]
+        attribute = {f"classlabels_{'int64s' if kind == 'numbers' else 'strings'}": labels}
+        model.graph.node.append(onnx.helper.make_node("ZipMap", ["scores"], ["all"], domain="ai.onnx.ml", **attribute))
+        key = TensorProto.INT64 if kind == "numbers" else TensorProto.STRING
+        value = onnx.helper.make_tensor_type_proto(scores.type.tensor_type.elem_type, None)
+        maps = onnx.helper.make_sequence_type_proto(onnx.helper.make_map_type_proto(key, value))
+        model.graph.output.append(onnx.helper.make_value_info("all", maps))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("sequence", ["all[0]", "all[1]"]), ("numbers", ["all"]), ("strings", ["all"])]
+)
+def test_outputs_that_are_no_tensors(tmp_path, kind, names):
+    model = pipeline(kind)
+    feeds = images(40)
+    labels = run_float(conv_net(), {"image": feeds})["scores"].argmax(1)
+    labels[:4] = (labels[:4] + 1) % 10
+    one, other = save(model, tmp_path / "1.onnx"), save(shifted(model, "b3", 0.25), tmp_path / "2.onnx")
+    found = verify(one, other, data_for(model, tmp_path, image=feeds, labels=labels))
+    assert (found.metric, found.float_score, found.quantized_score) == ("top1", 0.9, 0.9)
+    assert list(found.outputs) == names
+    assert found.outputs[names[0]].largest == pytest.approx(0.25, rel=1e-4)
 
 
 def test_integer_outputs_only(tmp_path):
