@@ -105,7 +105,7 @@ class _Widening:
             return narrow[0]
 
         for reader in list(codes.outputs):
-            if reader.op in CODE_BOUNDS and all(np.size(bound.values) == 1 for bound in reader.inputs[1:]):
+            if _is_bound(reader):
                 self._pass_on(reader.outputs[0], channels, count)
                 continue
             if reader.op == "DequantizeLinear":
@@ -142,11 +142,20 @@ class _Widening:
 def _maker(conv: gs.Node) -> gs.Node | None:
     """The node that makes what `conv` reads the codes of, in front of what bounds these and of what a quantizer
     absorbs."""
-    tensor = conv.inputs[0].inputs[0].inputs[0]
-    for passed in (CODE_BOUNDS, {"QuantizeLinear"}, ABSORBED):
-        while tensor.inputs and tensor.inputs[0].op in passed:
-            tensor = tensor.inputs[0].inputs[0]
-    return tensor.inputs[0] if tensor.inputs else None
+    made = conv.inputs[0].inputs[0].inputs[0].inputs
+    while made and _is_bound(made[0]):
+        made = made[0].inputs[0].inputs
+    if not made or made[0].op != "QuantizeLinear":
+        return None
+    made = made[0].inputs[0].inputs
+    while made and made[0].op in ABSORBED:
+        made = made[0].inputs[0].inputs
+    return made[0] if made else None
+
+
+def _is_bound(node: gs.Node) -> bool:
+    """True for what bounds codes by a number for all channels."""
+    return node.op in CODE_BOUNDS and all(isinstance(t, gs.Constant) and t.values.size == 1 for t in node.inputs[1:])
 
 
 def _made(conv: gs.Node) -> list[gs.Tensor]:

@@ -14,6 +14,7 @@ from amq_onnx.model.data import load_function
 from amq_onnx.runtime.confidence import DisagreementDrop, DropEstimate, MeanDrop, PairedDrop
 
 Outputs = Mapping[str, NDArray[Any]]
+_NO_FLOAT = "the model has no float output to compare: use --metric script.py:function"
 METRICS = ("top1", "top5", "agreement", "cosine", "sqnr")
 
 
@@ -211,14 +212,17 @@ def _scores(outputs: Outputs, metric: str) -> NDArray[Any]:
 
 def first_float(outputs: Outputs) -> NDArray[Any]:
     """The first output that is float, where labels stand in front of the scores; the first of all where none is."""
-    return next((array for array in outputs.values() if array.dtype.kind == "f"), next(iter(outputs.values())))
+    arrays = list(outputs.values())
+    if not arrays:
+        raise UsageError(_NO_FLOAT)
+    return next((array for array in arrays if array.dtype.kind == "f"), arrays[0])
 
 
 def _flat(outputs: Outputs) -> NDArray[np.float64]:
     """A row a sample; one row for all where the float outputs differ in their first dimension, or have none."""
     floats = [array.astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"]
     if not floats:
-        raise UsageError("the model has no float output to compare: use --metric script.py:function")
+        raise UsageError(_NO_FLOAT)
     counts = {len(array) if array.ndim else None for array in floats}
     rows = counts.pop() if len(counts) == 1 else None
     return np.concatenate([array.reshape(rows or 1, -1) for array in floats], axis=1)

@@ -155,10 +155,10 @@ class Evaluator:
             found = _run(second, self.names, batch)
             labels = None if self.labels_are_input else batch.get(LABELS)
             for name, expected in outputs.items():
-                shape = found[name].shape if name in found else "nothing"
-                if shape != expected.shape:
-                    shapes = f"shape {shape} where the full-precision model's has {expected.shape}"
-                    unequal.setdefault(name, f"output '{name}' has {shapes}")
+                if name not in found or found[name].shape != expected.shape:
+                    shape = f"shape {found[name].shape}" if name in found else "nothing"
+                    wanted = f"where the full-precision model's has {expected.shape}"
+                    unequal.setdefault(name, f"output '{name}' has {shape} {wanted}")
             if unequal and not isinstance(quantized_metric, UserMetric):
                 reason = next(iter(unequal.values()))
                 raise ModelError(f"{reason}, so they can't be compared: use --metric script.py:function")

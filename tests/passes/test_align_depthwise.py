@@ -197,6 +197,15 @@ def float_maker():
     return net.model("bd")
 
 
+def largest_of_two():
+    net = Network()
+    net.conv("xd", "a", 6, 4)
+    net.conv("xd", "e", 6, 4)
+    net.nodes += [node("Max", "aq eq", "m"), node("DequantizeLinear", "m t z", "md")]
+    net.depthwise("md", "b", 6)
+    return net.model("bd")
+
+
 def pooled():
     net = chain()
     index = next(i for i, item in enumerate(net.nodes) if item.output[0] == "ad")
@@ -215,8 +224,18 @@ def pooled():
         shared_scale,
         float_maker,
         pooled,
+        largest_of_two,
     ],
-    ids=["sixteen", "one", "an output made float", "shared weight", "shared scale", "no Conv in front", "pooled"],
+    ids=[
+        "sixteen",
+        "one",
+        "an output made float",
+        "shared weight",
+        "shared scale",
+        "no Conv in front",
+        "pooled",
+        "of two",
+    ],
 )
 def test_others_stay(make):
     assert_left_alone(AlignDepthwise(), make())

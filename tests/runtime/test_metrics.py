@@ -133,6 +133,12 @@ def test_sqnr_of_no_signal_is_minus_infinity_without_a_warning(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("name", ["top1", "agreement", "cosine", "sqnr"])
+def test_no_output(name):
+    with pytest.raises(UsageError, match="no float output"):
+        metric_named(name)().add({}, {}, np.zeros(0, np.int64))
+
+
 @pytest.mark.parametrize("name", ["cosine", "sqnr"])
 def test_no_float_output(name):
     with pytest.raises(UsageError, match="no float output"):
