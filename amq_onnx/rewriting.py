@@ -18,8 +18,8 @@ from amq_onnx.errors import ModelError, UsageError
 from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, linear_layers
 from amq_onnx.model.sites import Sites, WeightSite, find_readers_of_codes, find_sites
-from amq_onnx.passes.align_channels import AlignChannels
-from amq_onnx.passes.align_depthwise import AlignDepthwise
+from amq_onnx.passes.align_inputs import AlignInputs
+from amq_onnx.passes.align_outputs import AlignOutputs
 from amq_onnx.passes.base import Pass, run
 from amq_onnx.passes.clips_behind_affine import ClipsBehindAffine
 from amq_onnx.passes.clips_on_codes import ClipsOnCodes
@@ -247,7 +247,7 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [DropIdentities(), QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
-        fitted = [AlignDepthwise(prepared.stem), AlignChannels(prepared.stem)]
+        fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem)]
         fitted += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
         fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), HalveConstants(prepared.stem)]
         passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from small_graphs import assert_left_alone, assert_same_outputs, f, model, node, operators, outputs, session
 
-from amq_onnx.passes.align_channels import AlignChannels
+from amq_onnx.passes.align_inputs import AlignInputs
 from amq_onnx.passes.base import run
 from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.widen_groups import WidenGroups
@@ -149,10 +149,10 @@ def test_others_are_not_repeated(before):
 )
 def test_few_channels_become_four(channels, maps, kernel, tmp_path):
     before, feeds = grouped(1, channels, maps, kernel)
-    after = run(before, [AlignChannels()])
+    after = run(before, [AlignInputs()])
     assert sorted(operators(after)) == sorted([*operators(before), "Pad", "Pad"])
     assert_same_outputs(before, after, feeds)
-    assert run(after, [AlignChannels()]) is after
+    assert run(after, [AlignInputs()]) is after
     session(after, "ENABLE_ALL", optimized_file=tmp_path / "o.onnx")
     found = operators(onnx.load(tmp_path / "o.onnx"))
     assert "QLinearConv" in found and found.count("Pad") == 1
@@ -172,7 +172,7 @@ def test_few_channels_become_four(channels, maps, kernel, tmp_path):
     ids=["four", "more", "few outputs", "patches", "groups"],
 )
 def test_others_keep_their_channels(before):
-    assert_left_alone(AlignChannels(), before)
+    assert_left_alone(AlignInputs(), before)
 
 
 def test_a_weight_with_two_readers_keeps_its_channels():
@@ -184,4 +184,4 @@ def test_a_weight_with_two_readers_keeps_its_channels():
     ]
     before.graph.node.extend(again)
     before.graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("y2", 1, None))
-    assert_left_alone(AlignChannels(), onnx.shape_inference.infer_shapes(before))
+    assert_left_alone(AlignInputs(), onnx.shape_inference.infer_shapes(before))

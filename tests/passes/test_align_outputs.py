@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose channels don't come in sixteens: the graph afterwards, the same codes, what runs."""
+"""Convolutions whose output channels suit no kernel: the graph afterwards, the same codes, what runs."""
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from small_graphs import (
     session,
 )
 
-from amq_onnx.passes.align_depthwise import AlignDepthwise
+from amq_onnx.passes.align_outputs import AlignOutputs
 from amq_onnx.passes.base import run
 
 SCALES = {
@@ -100,7 +100,7 @@ def groups(proto):
 
 def assert_aligned(net, outputs_of, expected_groups, slices):
     before = net.model(*outputs_of)
-    after = run(before, [AlignDepthwise()])
+    after = run(before, [AlignOutputs()])
     onnx.checker.check_model(after, full_check=True)
     assert groups(after) == expected_groups
     assert operators(after).count("Slice") == slices
@@ -108,7 +108,7 @@ def assert_aligned(net, outputs_of, expected_groups, slices):
     feeds = net.feeds
     for one, other in zip(outputs(before, feeds, "ENABLE_ALL"), outputs(after, feeds, "ENABLE_ALL"), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert run(after, [AlignDepthwise()]) is after
+    assert run(after, [AlignOutputs()]) is after
     return after
 
 
@@ -148,6 +148,15 @@ def test_one_behind_the_other():
     assert_aligned(net, ["ed"], [1, 16, 16, 1], slices=0)
 
 
+@pytest.mark.parametrize(("maps", "kernel"), [(1, 3), (15, 3), (3, 5)])
+def test_few_outputs_become_sixteen(maps, kernel):
+    net = Network()
+    net.conv("xd", "a", maps, 4, kernel, behind=["Relu"])
+    net.conv("ad", "b", 20, maps)
+    after = assert_aligned(net, ["bd", "ad"], [1, 1], slices=1)
+    assert operators(after).count("Pad") == 2
+
+
 def test_others_read_the_first_channels():
     net = chain()
     net.conv("ad", "g", 3, 6)
@@ -162,6 +171,12 @@ def test_others_read_the_first_channels():
 
 def test_what_leaves_the_graph_has_its_own_channels():
     assert_aligned(chain(), ["cd", "bd"], [1, 16, 1], slices=1)
+
+
+def few(inputs, kernel):
+    net = Network(inputs)
+    net.conv("xd", "a", 3, inputs, kernel)
+    return net
 
 
 def two_quantizers():
@@ -219,6 +234,8 @@ def pooled():
     [
         lambda: chain(16).model("cd"),
         lambda: chain(1).model("cd"),
+        lambda: few(6, 3).model("ad"),
+        lambda: few(4, 1).model("ad"),
         lambda: chain().model("cd", "ac"),
         shared_weight,
         shared_scale,
@@ -229,6 +246,8 @@ def pooled():
     ids=[
         "sixteen",
         "one",
+        "inputs not in fours",
+        "1x1",
         "an output made float",
         "shared weight",
         "shared scale",
@@ -238,4 +257,4 @@ def pooled():
     ],
 )
 def test_others_stay(make):
-    assert_left_alone(AlignDepthwise(), make())
+    assert_left_alone(AlignOutputs(), make())

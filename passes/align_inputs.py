@@ -17,7 +17,7 @@ _INPUTS, _OUTPUTS = 4, 16
 _POSITIONS = 17
 
 
-class AlignChannels(Pass):
+class AlignInputs(Pass):
     """Lets a quantized Conv of one to three channels, as networks begin with, read four.
 
     Before:  codes [n, 3, ..] -> DequantizeLinear -> Conv

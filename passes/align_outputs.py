@@ -1,6 +1,8 @@
-"""Gives depthwise convolutions as many channels as onnxruntime's integer kernel for them takes."""
+"""Gives convolutions as many output channels as onnxruntime's integer kernels take."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -10,12 +12,12 @@ from amq_onnx.passes.channels import MoreChannels
 from amq_onnx.passes.kernels import ABSORBED, CODE_BOUNDS, behind_absorbed, integer_convolutions
 from amq_onnx.passes.names import free_names
 
-# What MlasConvSym's depthwise kernel asks for: channels in sixteens.
-_CHANNELS = 16
+# What MlasConvSym asks for: 16 output channels at least, depthwise in sixteens; input channels in fours.
+_OUTPUTS, _INPUTS = 16, 4
 
 
-class AlignDepthwise(Pass):
-    """Lets a quantized depthwise Conv compute a multiple of 16 channels, which the Convs around it add and drop.
+class AlignOutputs(Pass):
+    """Lets a quantized depthwise Conv compute a multiple of 16 channels, and others, but for 1x1, no fewer than 16.
 
     Before:  DequantizeLinear -> Conv [72, i, ..] -> Q, DQ -> Conv [72, 1, ..] (group=72) -> Q, DQ -> Conv [o, 72, ..]
                                                                                                   \\-> others
@@ -23,9 +25,10 @@ class AlignDepthwise(Pass):
                                                                                          \\-> Slice(72) -> DQ -> others
 
     The sums are the same: weights and biases of the channels that are added are 0, and their scales repeat the last
-    one. Weights are padded when the model is loaded; the file has only the scales and biases of the new channels.
-    onnxruntime multiplies other numbers of channels row by row instead, in two to three times the time of its depthwise
-    kernel (docs/packing.md); MobileNetV3, ShuffleNet and networks whose channels were scaled or pruned have such.
+    one. Convs in front add them and Convs behind drop them; whatever else reads them reads the first ones. Weights are
+    padded when the model is loaded; the file has only the scales and biases of the new channels. onnxruntime multiplies
+    other numbers of channels as matrices or row by row instead, in two to four times the time (docs/packing.md):
+    MobileNetV3, ShuffleNet and networks whose channels were scaled or pruned have such, and those that make images.
     Left alone: depthwise Convs whose data no Conv of one group makes, weights and parameters that others read too,
     tensors that are outputs of the graph.
     """
@@ -37,13 +40,14 @@ class AlignDepthwise(Pass):
         """See the class."""
         widening = _Widening(graph, self.stem)
         changed = False
-        for conv, *_ in integer_convolutions(graph):
-            groups = int(conv.attrs.get("group", 1))  # more than at first, where another one's were added to
-            maker = _maker(conv)
-            if groups % _CHANNELS == 0 or not widening.is_depthwise(conv) or not widening.can_widen(conv):
-                continue
-            if maker is not None and widening.is_dense(maker) and widening.can_widen(maker):
-                widening.widen(maker, -groups % _CHANNELS)
+        for conv, groups, (outputs, inputs, *kernel) in integer_convolutions(graph):
+            widened: gs.Node | None = None
+            if widening.is_depthwise(conv) and groups % _OUTPUTS and widening.can_widen(conv):
+                widened = _maker(conv)
+            elif outputs < _OUTPUTS and inputs % _INPUTS == 0 and math.prod(kernel) > 1:
+                widened = conv
+            if widened is not None and widening.is_dense(widened) and widening.can_widen(widened):
+                widening.widen(widened, -outputs % _OUTPUTS)
                 changed = True
         return changed
 
