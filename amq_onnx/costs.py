@@ -144,6 +144,7 @@ class SearchSpace:
             self.sensitivity.expected_inputs,
             self.sensitivity.scales,
             self.sensitivity.equalized,
+            self.sensitivity.quantized_outputs,
         )
 
     def second_budget(self, average: float | None) -> int | None:

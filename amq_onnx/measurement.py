@@ -29,7 +29,7 @@ from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodi
 from amq_onnx.range_curvature import Ranges, measured_ranges
 from amq_onnx.rewriting import Prepared
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
-from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, six_digits
+from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, arrays_by_name, numbers_by_name, six_digits
 from amq_onnx.site_losses import LOSS_METHODS, LossMethod, SiteLosses, measure_losses
 from amq_onnx.site_perturbations import perturbations
 from amq_onnx.spectra import measure_activation_eigenvalues, measure_spectra
@@ -98,9 +98,11 @@ def measure_sensitivity(
         weights={site.name: found.weights[site.name] for site in sites.weights},
         activations={name: row for name, row in found.activations.items() if name not in float_activations},
         left_float=sites.left_float,
-        expected_inputs=seen.expected_inputs,
+        # As the table's file holds them, so that a saved plan or table gives the same file to the last bit.
+        expected_inputs=arrays_by_name(numbers_by_name(seen.expected_inputs)),
         scales=work.scales,
         equalized=prepared.equalized,
+        quantized_outputs=prepared.quantized_outputs,
     )
 
 

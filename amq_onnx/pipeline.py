@@ -57,6 +57,7 @@ def quantize(
     granularity: Granularity = "layer",
     exclude: Sequence[str] = (),
     equalize: bool = False,
+    quantize_outputs: bool = False,
     target: str = "onnxruntime",
     opset: int | None = None,
     keep_metadata: bool = False,
@@ -81,7 +82,8 @@ def quantize(
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
     granularity: "layer" for one width a weight, "channel" for one of each output channel where that pays.
-    equalize: even out channels between layers first; with `sensitivity`, as it was for that.
+    equalize: even out channels between layers first. quantize_outputs: let Convs that make outputs run on integer
+        kernels, which rounds the outputs. With `sensitivity`, both are as they were for that.
     target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.
@@ -107,8 +109,14 @@ def quantize(
     original = file_bytes(path)
     budget = None if size is None else parse_size(size).bytes(original)
     judged: dict[str, Any] = {"metric": metric, "provider": provider, "progress": progress}
-    equalize = equalize if sensitivity is None else sensitivity.equalized
-    prepared = prepare(proto, opset=opset, exclude=tuple(exclude), target=target, equalize=equalize)
+    prepared = prepare(
+        proto,
+        opset=opset,
+        exclude=tuple(exclude),
+        target=target,
+        equalize=equalize if sensitivity is None else sensitivity.equalized,
+        quantize_outputs=quantize_outputs if sensitivity is None else sensitivity.quantized_outputs,
+    )
     calibration = dataset(data, proto)
     against = dataset(evaluation, proto) if evaluation is not None else calibration
     float_bits = mean_weight_bits(proto)

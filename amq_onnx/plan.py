@@ -46,7 +46,7 @@ class Plan:
     weight, its width and `ranges`, so that a width can be edited; `scales` holds those, of all widths measured, that
     follow from data. Corrections of biases follow from `expected_inputs`: by layer, what its weights are multiplied
     with on average (see ExpectedInputs). equalized: whether the model's channels were evened out first
-    (EqualizeChannels).
+    (EqualizeChannels). quantized_outputs: whether Convs may write codes that leave the graph (OutputsApart).
     """
 
     model: str
@@ -57,6 +57,7 @@ class Plan:
     expected_inputs: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     scales: Scales = field(default_factory=dict, compare=False)
     equalized: bool = False
+    quantized_outputs: bool = False
 
     def to_json(self) -> str:
         """The text of plan.json: a line a site."""
@@ -66,6 +67,7 @@ class Plan:
             "model": self.model,
             "ranges": self.ranges,
             "equalized": self.equalized,
+            "quantized_outputs": self.quantized_outputs,
             "weights": self.weights,
             "activations": {
                 name: {"bits": site.bits, "range": list(site.range)} for name, site in self.activations.items()
@@ -93,11 +95,12 @@ class Plan:
             expected = arrays_by_name(body.get("expected_inputs", {}))
             left_float = dict(body.get("left_float", {}))
             scales = read_scales(body.get("scales", {}))
-            equalized = body.get("equalized", False)
-            if not isinstance(equalized, bool):
-                raise UsageError(f"'{origin}' has 'equalized' neither true nor false")
+            flags = {name: body.get(name, False) for name in ("equalized", "quantized_outputs")}
+            for name, flag in flags.items():
+                if not isinstance(flag, bool):
+                    raise UsageError(f"'{origin}' has '{name}' neither true nor false")
             ranges = body["ranges"]
-            return cls(str(body["model"]), ranges, weights, activations, left_float, expected, scales, equalized)
+            return cls(str(body["model"]), ranges, weights, activations, left_float, expected, scales, **flags)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"'{origin}' is not a complete plan: {error}") from error
 

@@ -45,6 +45,7 @@ from amq_onnx.passes.normalize import (
     MeansToPooling,
     require_float,
 )
+from amq_onnx.passes.outputs_apart import OutputsApart
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.readers_apart import ReadersApart
@@ -81,7 +82,8 @@ class Prepared:
 
     model: constants folded, BatchNormalization folded. sites: what can be quantized in it. stem: what every
     name made for it starts with. keys: by site, the part of those names that is the site's own. target_name: what the
-    file is for, one of TARGETS. equalized: whether channels were evened out.
+    file is for, one of TARGETS. equalized: whether channels were evened out. quantized_outputs: whether outputs that
+    Convs make are sites.
     """
 
     model: onnx.ModelProto
@@ -90,6 +92,7 @@ class Prepared:
     keys: Mapping[str, str]
     target_name: str = "onnxruntime"
     equalized: bool = False
+    quantized_outputs: bool = False
 
     def require_weights(self) -> None:
         """Raise UsageError if every weight was excluded."""
@@ -173,11 +176,13 @@ def prepare(
     exclude: tuple[str, ...] = (),
     target: str = "onnxruntime",
     equalize: bool = False,
+    quantize_outputs: bool = False,
 ) -> Prepared:
     """Fold what can be folded and find the sites.
 
     opset: convert to this operator set first; without it, only one older than any target's least is converted.
-    exclude: regular expressions of sites to leave float. equalize: even out channels (EqualizeChannels). Raises
+    exclude: regular expressions of sites to leave float. equalize: even out channels (EqualizeChannels).
+    quantize_outputs: let Convs that make outputs of the graph run on codes, so that outputs are rounded. Raises
     ModelError for a model that is quantized already, has nothing to quantize or can't be converted; UsageError for an
     expression that matches nothing.
     """
@@ -191,11 +196,12 @@ def prepare(
         model = _convert(model, wanted)
     model = run(_with_shapes(_folded(model)), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
     model = _with_shapes(hoist_weights(model))
-    model = run(model, [ReadersApart(find_readers_of_codes(model))])
-    sites = find_sites(model)
+    apart = ReadersApart(find_readers_of_codes(model, outputs=quantize_outputs))
+    model = run(model, [OutputsApart(), apart] if quantize_outputs else [apart])
+    sites = find_sites(model, outputs=quantize_outputs)
     keys = {site.name: f"w{index}" for index, site in enumerate(sites.weights)}
     keys |= {site.name: f"a{index}" for index, site in enumerate(sites.activations)}
-    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys, target, equalize)
+    return Prepared(model, sites.exclude(exclude), _free_stem(model), keys, target, equalize, quantize_outputs)
 
 
 def trainable(

@@ -118,7 +118,8 @@ class Sensitivity:
     standard error is as small as was asked. left_float: by tensor, why it has no row. expected_inputs: by layer, what
     its weights are multiplied with on average (see ExpectedInputs). scales: by weight and bits, those of its channels
     that were chosen by the error of the layer's outputs; others follow from the weight and `ranges`. equalized: whether
-    the model's channels were evened out before (EqualizeChannels). rounding: of which losses are.
+    the model's channels were evened out before (EqualizeChannels). quantized_outputs: whether outputs that Convs make
+    are among the activations. rounding: of which losses are.
     """
 
     model: str
@@ -136,6 +137,7 @@ class Sensitivity:
     scales: Scales = field(default_factory=dict, compare=False)
     equalized: bool = False
     rounding: Rounding = "nearest"
+    quantized_outputs: bool = False
 
     def negative_traces(self) -> list[str]:
         """Sites whose trace is negative: only a Hessian's can be, where the model isn't at a minimum.
@@ -201,8 +203,9 @@ class Sensitivity:
         """Raise ValueError for entries that can't be searched."""
         if self.ranges not in get_args(RangeMethod):
             raise ValueError(f"unknown ranges '{self.ranges}'")
-        if not isinstance(self.equalized, bool):
-            raise ValueError("'equalized' is not true or false")
+        for name in ("equalized", "quantized_outputs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"'{name}' is not true or false")
         if self.rounding not in get_args(Rounding):
             raise ValueError(f"unknown rounding '{self.rounding}'")
         if not isinstance(self.loss, dict) or not isinstance(self.left_float, dict):

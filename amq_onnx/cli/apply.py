@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     options.require_writable(arguments, "output")
     plan = Plan.from_json(read_json_file(arguments.plan), str(arguments.plan))
-    prepared = options.prepared(arguments, read_model(arguments.model), equalize=plan.equalized)
+    model = read_model(arguments.model)
+    prepared = options.prepared(arguments, model, equalize=plan.equalized, quantize_outputs=plan.quantized_outputs)
     require_same_model(plan.model, fingerprint(prepared.model), str(arguments.plan))
     quantized = compile_plan(prepared, plan, keep_metadata=arguments.keep_metadata)
     written = write_model(quantized, arguments.output)

@@ -81,8 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError("--granularity channel is not for comparisons: the rivals choose a width a layer")
     if arguments.sensitivity is not None:
         raise UsageError("--sensitivity has no meaning here: name the strategies with --strategies")
-    if arguments.equalize:
-        raise UsageError("--equalize is not for comparisons")
+    for option in ("equalize", "quantize_outputs"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')} is not for comparisons")
     if arguments.episodes < 1:
         raise UsageError("--episodes must be 1 or more")
     if arguments.episode_epochs < 0:

@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     bits, activation_bits = options.checked_widths(arguments)
     table = options.loaded_sensitivity(arguments.sensitivity)
     assert table is not None
-    prepared = options.prepared(arguments, read_model(arguments.model), equalize=table.equalized)
+    model = read_model(arguments.model)
+    prepared = options.prepared(arguments, model, equalize=table.equalized, quantize_outputs=table.quantized_outputs)
     compiler = Compiler(
         prepared,
         table,

@@ -162,6 +162,11 @@ def add_measurement(parser: argparse.ArgumentParser) -> None:
         help="even out the channels between layers first, by powers of two that leave the float model as it is",
     )
     parser.add_argument(
+        "--quantize-outputs",
+        action="store_true",
+        help="let a Conv that makes an output of the model run on integer kernels as well, which rounds the output",
+    )
+    parser.add_argument(
         "--no-bias-correction",
         action="store_true",
         help="leave biases as they are instead of taking off the mean error of rounded weights",
@@ -321,11 +326,20 @@ def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: b
     return None
 
 
-def prepared(arguments: argparse.Namespace, model: onnx.ModelProto, *, equalize: bool = False) -> Prepared:
+def prepared(
+    arguments: argparse.Namespace, model: onnx.ModelProto, *, equalize: bool = False, quantize_outputs: bool = False
+) -> Prepared:
     """`model` as `add_graph`, or `add_target` alone, says to prepare it; folding in onnxruntime logs nothing."""
     silence_runtime()
     exclude = tuple(getattr(arguments, "exclude", ()))
-    return prepare(model, opset=arguments.opset, exclude=exclude, target=arguments.target, equalize=equalize)
+    return prepare(
+        model,
+        opset=arguments.opset,
+        exclude=exclude,
+        target=arguments.target,
+        equalize=equalize,
+        quantize_outputs=quantize_outputs,
+    )
 
 
 def checked_widths(arguments: argparse.Namespace) -> tuple[Sequence[int], Sequence[int] | None]:

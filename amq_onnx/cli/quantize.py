@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
             granularity=arguments.granularity,
             exclude=arguments.exclude,
             equalize=arguments.equalize,
+            quantize_outputs=arguments.quantize_outputs,
             target=arguments.target,
             opset=arguments.opset,
             keep_metadata=arguments.keep_metadata,

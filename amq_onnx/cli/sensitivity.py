@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     assert isinstance(data, Dataset)
-    prepared = options.prepared(arguments, model, equalize=arguments.equalize)
+    prepared = options.prepared(
+        arguments, model, equalize=arguments.equalize, quantize_outputs=arguments.quantize_outputs
+    )
     del model  # of a large one, much of the memory
     with console.progress() as progress:
         table = measure_sensitivity(prepared, data, arguments.bits, arguments.activation_bits, measurement, progress)

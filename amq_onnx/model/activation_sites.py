@@ -27,14 +27,15 @@ class ActivationSite:
 
 
 def find_activations(
-    graph: gs.Graph, weights: Collection[int]
+    graph: gs.Graph, weights: Collection[int], *, outputs: bool = False
 ) -> tuple[tuple[ActivationSite, ...], dict[int, frozenset[str]]]:
     """Activation sites in the graph's order and, by id of each layer with an integer kernel, the sites it needs.
 
-    weights: ids of the tensors that layers read their weights as. Sites are what those layers read, what joins
-    between them read, and what a Conv writes, since its kernel writes codes.
+    weights: ids of the tensors that layers read their weights as. outputs: whether a Conv may write codes that leave
+    the graph. Sites are what those layers read, what joins between them read, and what a Conv writes, since its kernel
+    writes codes.
     """
-    anchors = {id(node): node for node in graph.nodes if _is_anchor(graph, node, weights)}
+    anchors = {id(node): node for node in graph.nodes if _is_anchor(graph, node, weights, outputs)}
     joins = _quantized_joins(graph, set(anchors))
     readers: dict[int, list[str]] = {}
     sources: dict[int, gs.Tensor] = {}
@@ -65,13 +66,19 @@ def find_activations(
     return found, {key: frozenset(names) for key, names in needs.items()}
 
 
-def readers_of_codes(graph: gs.Graph, weights: Collection[int]) -> dict[str, frozenset[str]]:
+def float_outputs(graph: gs.Graph, weights: Collection[int]) -> list[str]:
+    """What Convs make that leaves the graph, where it may not be codes. weights: see find_activations."""
+    convs = [node for node in graph.nodes if _is_anchor(graph, node, weights, True) and node.op == "Conv"]
+    return [str(node.outputs[0].name) for node in convs if not _is_anchor(graph, node, weights, False)]
+
+
+def readers_of_codes(graph: gs.Graph, weights: Collection[int], *, outputs: bool = False) -> dict[str, frozenset[str]]:
     """Of float tensors that layers read as codes and others as they are, the first outputs of the readers of codes.
 
     Such is a norm's output that is added again behind the layers, as in BERT. What integer kernels make is left out:
-    it is codes for all.
+    it is codes for all. weights, outputs: see find_activations.
     """
-    anchors = {id(node) for node in graph.nodes if _is_anchor(graph, node, weights)}
+    anchors = {id(node) for node in graph.nodes if _is_anchor(graph, node, weights, outputs)}
     joins = _quantized_joins(graph, anchors)
     sources: dict[int, gs.Tensor] = {}
     on_codes = anchors | joins  # and what stands between them and the tensors that are rounded
@@ -101,13 +108,13 @@ def _read_as_codes(
                 yield node, tensor
 
 
-def _is_anchor(graph: gs.Graph, node: gs.Node, weights: Collection[int]) -> bool:
+def _is_anchor(graph: gs.Graph, node: gs.Node, weights: Collection[int], outputs: bool) -> bool:
     """True for a layer that integer kernels can run: weights on the right, or a product of two activations."""
     if not is_standard(node):
         return False
     match node.op:
         case "Conv":
-            return id(node.inputs[1]) in weights and not _is_output(graph, node.outputs[0])
+            return id(node.inputs[1]) in weights and (outputs or not _is_output(graph, node.outputs[0]))
         case "Gemm":
             return id(node.inputs[1]) in weights
         case "MatMul":

@@ -11,12 +11,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from amq_onnx.errors import ModelError, UsageError
-from amq_onnx.model.activation_sites import ActivationSite, find_activations, readers_of_codes
+from amq_onnx.model.activation_sites import ActivationSite, find_activations, float_outputs, readers_of_codes
 from amq_onnx.model.weight_sites import OPERATORS, find_weights
 from amq_onnx.passes.kernels import biased
 
 # Constants below this many elements are biases, shapes and bounds, which nobody asks about.
 _WORTH_A_REASON = 1024
+_NOT_ROUNDED = "a Conv makes it for an output of the model, which would be rounded: --quantize-outputs does"
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,16 @@ class Sites:
         )
 
 
-def find_readers_of_codes(model: onnx.ModelProto) -> dict[str, frozenset[str]]:
+def find_readers_of_codes(model: onnx.ModelProto, *, outputs: bool = False) -> dict[str, frozenset[str]]:
     """Of float tensors of a prepared model that some read as codes, the first outputs of those (`readers_of_codes`)."""
     graph = gs.import_onnx(model)
     weights = find_weights(graph, {tensor.name for tensor in model.graph.initializer}, {})
-    return readers_of_codes(graph, {id(read) for found in weights for read in found.reads})
+    return readers_of_codes(graph, {id(read) for found in weights for read in found.reads}, outputs=outputs)
 
 
-def find_sites(model: onnx.ModelProto) -> Sites:
-    """The sites of a prepared model (constants folded into initializers).
+def find_sites(model: onnx.ModelProto, *, outputs: bool = False) -> Sites:
+    """The sites of a prepared model (constants folded into initializers); with `outputs`, also what Convs make that
+    leaves the graph.
 
     Raises ModelError if there is no weight to quantize, with the reasons.
     """
@@ -105,7 +107,10 @@ def find_sites(model: onnx.ModelProto) -> Sites:
             f"the model has no layer to quantize: no {', '.join(sorted(OPERATORS))} with a constant float32 weight"
             + (f" ({reasons})" if reasons else "")
         )
-    activations, needs = find_activations(graph, {id(read) for found in weights for read in found.reads})
+    read = {id(tensor) for found in weights for tensor in found.reads}
+    activations, needs = find_activations(graph, read, outputs=outputs)
+    if not outputs:
+        left_float |= dict.fromkeys(float_outputs(graph, read), _NOT_ROUNDED)
     sites = tuple(
         WeightSite(
             found.tensor.name,

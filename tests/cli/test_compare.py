@@ -71,6 +71,7 @@ def test_tuning_is_the_same_for_all(amq, case, read_json, tmp_path):
         (("--size", ".3", "--sensitivity", "norm"), "--strategies"),
         (("--size", ".3", "--granularity", "channel"), "--granularity channel"),
         (("--size", ".3", "--equalize"), "--equalize"),
+        (("--size", ".3", "--quantize-outputs"), "--quantize-outputs"),
         (("--size", ".3", "--episodes", "0"), "--episodes"),
         (("--size", ".3", "--episode-epochs", "-1"), "--episode-epochs"),
         (("--size", ".3", "-o", "nowhere"), "'nowhere' is no folder"),

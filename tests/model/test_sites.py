@@ -347,6 +347,7 @@ class TestExclude:
     def test_matching_sites_are_left_float_with_the_pattern(self):
         left = self.sites().exclude([r"^first", "c1"])
         assert names(left) == (["last.weight"], ["x"])
+        assert left.left_float.pop("y").endswith("--quantize-outputs does")
         assert left.left_float == {"first.weight": "excluded by --exclude '^first'", "c1": "excluded by --exclude 'c1'"}
 
     def test_no_pattern_excludes_nothing(self):
