@@ -185,20 +185,34 @@ class Quantized:
     def _executors(self) -> dict[str, Executor]:
         return dict(zip(REFERENCES, (Executor(self.simulated), Executor(self.file)), strict=True))
 
+    @cached_property
+    def _channels(self) -> dict[str, int]:
+        """By tensor of the simulated graph, its second dimension, where that is known."""
+        shaped = onnx.shape_inference.infer_shapes(self.simulated).graph.value_info
+        sizes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in shaped}
+        return {name: size[1] for name, size in sizes.items() if len(size) > 1 and size[1]}
+
+    def _shared(self, name: str, codes: NDArray[Any]) -> NDArray[Any]:
+        """The channels that both graphs have: AlignOutputs adds some to the file's."""
+        return codes[:, : self._channels.get(name)] if codes.ndim > 1 else codes
+
     def compare(self, reference: str, batch: Batch, found: Mapping[str, NDArray[Any]]) -> Agreement:
         """Each layer of onnxruntime's run `found` against the executor's, fed the same inputs."""
         executor = self._executors[reference]
         given = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
-        given |= {name: torch.from_numpy(found[name]) for name in self.codes.values()}
+        simulated = reference == REFERENCES[0]
+        codes = {name: self._shared(name, found[name]) if simulated else found[name] for name in self.codes.values()}
+        given |= {name: torch.from_numpy(array) for name, array in codes.items()}
         # The tensor that each site's quantizer reads: the site itself, or what is before a Relu that was dropped.
-        read = quantized_tensors(self.simulated if reference == REFERENCES[0] else self.file, self.codes)
+        read = quantized_tensors(self.simulated if simulated else self.file, self.codes)
         with torch.inference_mode():
             # All codes are given, so nothing but one layer lies between them and each site's float tensor.
             floats = executor.run(given, [*read.values(), *self.outputs])
             expected = executor.run({name: floats[name] for name in read.values()}, list(self.codes.values()))
         agreement = Agreement()
         for site, name in self.codes.items():
-            agreement.add_codes(site, found[name].astype(np.int64), expected[name].numpy().astype(np.int64))
+            theirs, ours = (self._shared(name, array) for array in (found[name], expected[name].numpy()))
+            agreement.add_codes(site, theirs.astype(np.int64), ours.astype(np.int64))
         for name in self.outputs:
             agreement.add_output(found[name], floats[name].numpy())
         return agreement
