@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import small_graphs
 import torch
 from small_graphs import f, model, node
 from test_expected_inputs import LAYERS
@@ -22,6 +23,12 @@ KINDS = {kind: layer for kind, layer in LAYERS.items() if "Transpose" not in kin
         4,
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def own_numbers():
+    """The same weights and data whichever tests ran before: how much scales gain hangs on them."""
+    small_graphs.rng.bit_generator.state = np.random.default_rng(7).bit_generator.state
 
 
 def prepared(kind):
