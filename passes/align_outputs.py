@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.channels import MoreChannels
-from amq_onnx.passes.kernels import ABSORBED, CODE_BOUNDS, behind_absorbed, integer_convolutions
+from amq_onnx.passes.kernels import CODE_BOUNDS, behind_absorbed, integer_convolutions, maker
 from amq_onnx.passes.names import free_names
 
 # What MlasConvSym asks for: 16 output channels at least, depthwise in sixteens; input channels in fours.
@@ -40,10 +40,11 @@ class AlignOutputs(Pass):
         """See the class."""
         widening = _Widening(graph, self.stem)
         changed = False
-        for conv, groups, (outputs, inputs, *kernel) in integer_convolutions(graph):
+        for conv in widening.integer.values():
+            outputs, inputs, *kernel = conv.inputs[1].shape
             widened: gs.Node | None = None
-            if widening.is_depthwise(conv) and groups % _OUTPUTS and widening.can_widen(conv):
-                widened = _maker(conv)
+            if widening.is_depthwise(conv) and outputs % _OUTPUTS and widening.can_widen(conv):
+                widened = _in_front(conv)
             elif outputs < _OUTPUTS and inputs % _INPUTS == 0 and math.prod(kernel) > 1:
                 widened = conv
             if widened is not None and widening.is_dense(widened) and widening.can_widen(widened):
@@ -53,16 +54,15 @@ class AlignOutputs(Pass):
 
 
 class _Widening:
-    """How convolutions of a graph on integer kernels get more output channels."""
+    """How convolutions of a graph on integer kernels get more output channels. integer: these, by id."""
 
     def __init__(self, graph: gs.Graph, stem: str) -> None:
         self.graph = graph
-        self.integer = {id(conv) for conv, *_ in integer_convolutions(graph)}
+        self.integer = {id(conv): conv for conv, *_ in integer_convolutions(graph)}
         parts = (graph, *graph.subgraphs(recursive=True))
         self.outputs = {id(tensor) for part in parts for tensor in part.outputs}
         self.names = free_names(graph, f"{stem}d")
         self.more = MoreChannels(graph, self.names)
-        self._numbers: dict[int, gs.Constant] = {}
 
     def is_dense(self, node: gs.Node) -> bool:
         """True for a Conv of one group whose weight nothing else reads."""
@@ -99,15 +99,7 @@ class _Widening:
     def _pass_on(self, codes: gs.Tensor, channels: int, count: int) -> None:
         """Let the readers of `codes`, which had as many `channels`, take `count` more, or read the first ones alone."""
         codes.shape = None
-        narrow: list[gs.Tensor] = []
-
-        def first() -> gs.Tensor:
-            if not narrow:
-                narrow.append(gs.Variable(next(self.names), codes.dtype))
-                bounds = [self._number(number) for number in (0, channels, 1)]
-                self.graph.nodes.append(gs.Node("Slice", "", {}, [codes, *bounds], [narrow[0]]))
-            return narrow[0]
-
+        others = []
         for reader in list(codes.outputs):
             if _is_bound(reader):
                 self._pass_on(reader.outputs[0], channels, count)
@@ -117,7 +109,14 @@ class _Widening:
                 if not reader.outputs[0].outputs and id(reader.outputs[0]) not in self.outputs:
                     reader.outputs.clear()
                     continue
-            reader.inputs = [first() if tensor is codes else tensor for tensor in reader.inputs]
+            others.append(reader)
+        if not others:
+            return
+        first = gs.Variable(next(self.names), codes.dtype)
+        bounds = [self.more.numbers(number) for number in (0, channels, 1)]
+        self.graph.nodes.append(gs.Node("Slice", "", {}, [codes, *bounds], [first]))
+        for reader in others:
+            reader.inputs = [first if tensor is codes else tensor for tensor in reader.inputs]
 
     def _widen_readers(self, dequantize: gs.Node, count: int) -> None:
         """Let those convolutions that can read `count` more channels do so, behind a DequantizeLinear of their own."""
@@ -137,13 +136,8 @@ class _Widening:
     def _takes(self, node: gs.Node) -> bool:
         return self.is_dense(node) or (self.is_depthwise(node) and self.can_widen(node))
 
-    def _number(self, value: int) -> gs.Constant:
-        if value not in self._numbers:
-            self._numbers[value] = gs.Constant(next(self.names), np.array([value], np.int64))
-        return self._numbers[value]
 
-
-def _maker(conv: gs.Node) -> gs.Node | None:
+def _in_front(conv: gs.Node) -> gs.Node | None:
     """The node that makes what `conv` reads the codes of, in front of what bounds these and of what a quantizer
     absorbs."""
     made = conv.inputs[0].inputs[0].inputs[0].inputs
@@ -151,10 +145,7 @@ def _maker(conv: gs.Node) -> gs.Node | None:
         made = made[0].inputs[0].inputs
     if not made or made[0].op != "QuantizeLinear":
         return None
-    made = made[0].inputs[0].inputs
-    while made and made[0].op in ABSORBED:
-        made = made[0].inputs[0].inputs
-    return made[0] if made else None
+    return maker(made[0].inputs[0])
 
 
 def _is_bound(node: gs.Node) -> bool:

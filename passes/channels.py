@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from amq_onnx.passes.numbers import Numbers
+
 
 class MoreChannels:
     """Pads the codes that convolutions read.
@@ -17,7 +19,7 @@ class MoreChannels:
     def __init__(self, graph: gs.Graph, names: Iterator[str]) -> None:
         self.graph = graph
         self.names = names
-        self._ends: dict[tuple[int, ...], gs.Constant] = {}
+        self.numbers = Numbers(names)
 
     def of_weight(self, conv: gs.Node, axis: int, count: int) -> None:
         """Add `count` channels of zeros to the weight of `conv`, which no other node may read, at the end of `axis`.
@@ -43,9 +45,7 @@ class MoreChannels:
         self.graph.nodes.append(gs.Node("DequantizeLinear", "", {}, [padded, *parameters], [conv.inputs[0]]))
 
     def _padded(self, codes: gs.Tensor, rank: int, axis: int, count: int) -> gs.Tensor:
-        ends = tuple(count if place == rank + axis else 0 for place in range(2 * rank))
-        if ends not in self._ends:
-            self._ends[ends] = gs.Constant(next(self.names), np.array(ends, np.int64))
+        ends = self.numbers(*(count if place == rank + axis else 0 for place in range(2 * rank)))
         padded = gs.Variable(next(self.names), codes.dtype)
-        self.graph.nodes.append(gs.Node("Pad", "", {}, [codes, self._ends[ends]], [padded]))
+        self.graph.nodes.append(gs.Node("Pad", "", {}, [codes, ends], [padded]))
         return padded

@@ -72,6 +72,15 @@ def behind_absorbed(tensor: gs.Tensor, stops: Collection[int] = ()) -> gs.Tensor
     return tensor
 
 
+def maker(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that makes what a quantizer reads as `tensor`: in front of each Relu or Clip that it absorbs; None for
+    an input of the graph or a constant."""
+    made = tensor.inputs
+    while made and made[0].op in ABSORBED:
+        made = made[0].inputs[0].inputs
+    return made[0] if made else None
+
+
 def is_constant(tensor: gs.Tensor) -> bool:
     """True for what is computed from constants alone, which runtimes do once, at load."""
     waiting, seen = [tensor], {id(tensor)}

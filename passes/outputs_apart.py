@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass, is_standard
-from amq_onnx.passes.kernels import ABSORBED
+from amq_onnx.passes.kernels import maker
 from amq_onnx.passes.names import free_names
 
 
@@ -22,14 +22,12 @@ class OutputsApart(Pass):
         """See the class."""
         changed = False
         for output in graph.outputs:
-            made = output.inputs[0] if output.inputs else None
-            while made is not None and made.op in ABSORBED and made.inputs[0].inputs:
-                made = made.inputs[0].inputs[0]
+            made = maker(output)
             if made is None or made.op != "Conv" or not is_standard(made):
                 continue
             inner = gs.Variable(next(free_names(graph, f"{output.name}_")), output.dtype, output.shape)
-            maker = output.inputs[0]
-            maker.outputs = [inner if tensor is output else tensor for tensor in maker.outputs]
+            last = output.inputs[0]
+            last.outputs = [inner if tensor is output else tensor for tensor in last.outputs]
             for reader in list(output.outputs):
                 reader.inputs = [inner if tensor is output else tensor for tensor in reader.inputs]
             graph.nodes.append(gs.Node("Identity", "", {}, [inner], [output]))

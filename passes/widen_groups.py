@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.kernels import integer_convolutions
 from amq_onnx.passes.names import free_names
+from amq_onnx.passes.numbers import Numbers
 
 # Channels of a group, as many as onnxruntime's integer matrix products need to be worth their call, and at most.
 _WIDE, _WIDEST = 32, 192
@@ -37,13 +37,7 @@ class WidenGroups(Pass):
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         free = free_names(graph, f"{self.stem}g")
-        numbers: dict[tuple[int, ...], gs.Constant] = {}
-
-        def constant(*values: int) -> gs.Constant:
-            if values not in numbers:
-                numbers[values] = gs.Constant(next(free), np.array(values, np.int64))
-            return numbers[values]
-
+        constant = Numbers(free)
         changed = False
         for conv, groups, (outputs, inputs, *kernel) in integer_convolutions(graph):
             joined = _joined(groups, inputs, outputs // groups)

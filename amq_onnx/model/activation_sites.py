@@ -68,8 +68,8 @@ def find_activations(
 
 def float_outputs(graph: gs.Graph, weights: Collection[int]) -> list[str]:
     """What Convs make that leaves the graph, where it may not be codes. weights: see find_activations."""
-    convs = [node for node in graph.nodes if _is_anchor(graph, node, weights, True) and node.op == "Conv"]
-    return [str(node.outputs[0].name) for node in convs if not _is_anchor(graph, node, weights, False)]
+    convs = [node for node in graph.nodes if node.op == "Conv" and _is_anchor(graph, node, weights, True)]
+    return [str(node.outputs[0].name) for node in convs if _is_output(graph, node.outputs[0])]
 
 
 def readers_of_codes(graph: gs.Graph, weights: Collection[int], *, outputs: bool = False) -> dict[str, frozenset[str]]:
