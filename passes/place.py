@@ -25,7 +25,8 @@ class PlaceOnCodes(Pass):
     with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
     Gather of rows when they belong to columns, as an embedding's do. Left alone: other operators behind per-axis
     encodings, other pads, a Resize that computes between values or names its axes, graph outputs, and without `weights`
-    what comes from a constant: not every operator moves every integer type.
+    what comes from a constant: not every operator moves every integer type; and operators of a subgraph, which see the
+    float tensor from within.
     """
 
     def __init__(self, weights: bool = True) -> None:
@@ -35,6 +36,7 @@ class PlaceOnCodes(Pass):
         """See the class."""
         changed = False
         outputs = {id(tensor) for tensor in graph.outputs}
+        own = {id(node) for node in graph.nodes}
         waiting = [node for node in graph.nodes if node.op == "DequantizeLinear"]
         while waiting:
             dequantize = waiting.pop()
@@ -45,7 +47,12 @@ class PlaceOnCodes(Pass):
                 continue
             for carrier in list(dequantize.outputs[0].outputs):
                 attributes = _attributes_behind(carrier, dequantize)
-                if attributes is None or not is_carrier(carrier) or any(id(out) in outputs for out in carrier.outputs):
+                if (
+                    id(carrier) not in own
+                    or attributes is None
+                    or not is_carrier(carrier)
+                    or any(id(out) in outputs for out in carrier.outputs)
+                ):
                     continue
                 carrier.inputs[0] = codes
                 if carrier.op == "Pad":

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx import helper
 from small_graphs import (
     IMAGE,
     assert_left_alone,
@@ -9,8 +10,10 @@ from small_graphs import (
     assert_same_outputs,
     encoded,
     f,
+    infos,
     model,
     node,
+    operators,
 )
 
 from amq_onnx.passes.base import run
@@ -100,3 +103,19 @@ class TestPlaceOnCodes:
     def test_scales_per_channel_stay(self):
         encoding = encoded(8, True, np.array([0.1, 0.2, 0.3]), axis=1)
         assert_left_alone(PlaceOnCodes(), self.quantized([node("Flatten", "x", "c")], encoding))
+
+    def test_operators_of_a_subgraph_read_the_float_tensor(self):
+        carrier = node("Transpose", "x", "t", perm=[0, 1, 3, 2])
+        branches = [
+            helper.make_graph([item], kind, [], infos({name: None}))
+            for kind, name, item in (("then", "t", carrier), ("else", "e", node("Neg", "x", "e")))
+        ]
+        nodes = [
+            node("ReduceMax", "x", "largest", keepdims=0),
+            node("Greater", "largest nothing", "positive"),
+            helper.make_node("If", ["positive"], ["c"], then_branch=branches[0], else_branch=branches[1]),
+        ]
+        before = self.quantized(nodes, encoded(zero=77), {"nothing": np.float32(0)})
+        after = run(before, [PlaceOnCodes()])
+        assert operators(after) == operators(before)
+        assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)})
