@@ -28,8 +28,7 @@ class AlignInputs(Pass):
     The sums are the same, since the weights of the added channel are 0; the file has none of them.
     Where channels don't come in fours, onnxruntime's QLinearConv writes every position's inputs out and multiplies
     matrices (MlasConvSymPackWSize in its source); with four the layer takes .4 to .8 of the time (docs/packing.md).
-    Left alone: kernels so large that matrices are faster (a ViT's patches), fewer than 16 outputs, weights that others
-    read too.
+    Left alone: kernels so large that matrices are faster (a ViT's patches), fewer than 16 outputs.
     """
 
     def __init__(self, stem: str = "amq_") -> None:
@@ -40,7 +39,7 @@ class AlignInputs(Pass):
         more = MoreChannels(graph, free_names(graph, f"{self.stem}c"))
         changed = False
         for conv, groups, (outputs, inputs, *kernel) in integer_convolutions(graph):
-            if groups > 1 or inputs >= _INPUTS or outputs < _OUTPUTS or len(conv.inputs[1].outputs) != 1:
+            if groups > 1 or inputs >= _INPUTS or outputs < _OUTPUTS:
                 continue
             if math.prod(kernel) > _POSITIONS * inputs:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,10 +15,14 @@ from amq_onnx.passes.names import free_names
 
 # What MlasConvSym asks for: 16 output channels at least, depthwise in sixteens; input channels in fours.
 _OUTPUTS, _INPUTS = 16, 4
+# What a Conv of one input and one output gets instead, from as many positions of its kernel on.
+_SINGLE_OUTPUTS, _SINGLE_POSITIONS = 4, 10
 
 
 class AlignOutputs(Pass):
     """Lets a quantized depthwise Conv compute a multiple of 16 channels, and others, but for 1x1, no fewer than 16.
+
+    A filter of one input and one output, which onnxruntime takes for depthwise, gets 4, so that it is a matrix there.
 
     Before:  DequantizeLinear -> Conv [72, i, ..] -> Q, DQ -> Conv [72, 1, ..] (group=72) -> Q, DQ -> Conv [o, 72, ..]
                                                                                                   \\-> others
@@ -29,8 +34,8 @@ class AlignOutputs(Pass):
     padded when the model is loaded; the file has only the scales and biases of the new channels. onnxruntime multiplies
     other numbers of channels as matrices or row by row instead, in two to four times the time (docs/packing.md):
     MobileNetV3, ShuffleNet and networks whose channels were scaled or pruned have such, and those that make images.
-    Left alone: depthwise Convs whose data no Conv of one group makes, weights and parameters that others read too,
-    tensors that are outputs of the graph.
+    Where several read a weight or its parameters, others keep theirs. Left alone: depthwise Convs whose data no Conv of
+    one group makes, tensors that are outputs of the graph.
     """
 
     def __init__(self, stem: str = "amq_") -> None:
@@ -42,13 +47,15 @@ class AlignOutputs(Pass):
         changed = False
         for conv in widening.integer.values():
             outputs, inputs, *kernel = conv.inputs[1].shape
-            widened: gs.Node | None = None
+            widened, multiple = None, _OUTPUTS
             if widening.is_depthwise(conv) and outputs % _OUTPUTS and widening.can_widen(conv):
                 widened = _in_front(conv)
             elif outputs < _OUTPUTS and inputs % _INPUTS == 0 and math.prod(kernel) > 1:
                 widened = conv
+            elif outputs == inputs == 1 and math.prod(kernel) >= _SINGLE_POSITIONS:
+                widened, multiple = conv, _SINGLE_OUTPUTS
             if widened is not None and widening.is_dense(widened) and widening.can_widen(widened):
-                widening.widen(widened, -outputs % _OUTPUTS)
+                widening.widen(widened, -outputs % multiple)
                 changed = True
         return changed
 
@@ -65,8 +72,8 @@ class _Widening:
         self.more = MoreChannels(graph, self.names)
 
     def is_dense(self, node: gs.Node) -> bool:
-        """True for a Conv of one group whose weight nothing else reads."""
-        return id(node) in self.integer and node.attrs.get("group", 1) == 1 and len(node.inputs[1].outputs) == 1
+        """True for a Conv of one group."""
+        return id(node) in self.integer and node.attrs.get("group", 1) == 1
 
     def is_depthwise(self, node: gs.Node) -> bool:
         """True for a Conv of several groups of one input and one output each."""
@@ -74,9 +81,8 @@ class _Widening:
         return id(node) in self.integer and groups > 1 and list(node.inputs[1].shape[:2]) == [groups, 1]
 
     def can_widen(self, conv: gs.Node) -> bool:
-        """Whether all that has a number for each output channel of `conv` is its own, and what it makes is codes."""
-        inside = self.outputs.isdisjoint(id(tensor) for tensor in _made(conv))
-        return inside and len(conv.inputs[1].outputs) == 1 and _vectors(conv) is not None
+        """Whether all that has a number for each output channel of `conv` is known, and what it makes is codes."""
+        return self.outputs.isdisjoint(id(tensor) for tensor in _made(conv)) and _is_known(conv)
 
     def widen(self, conv: gs.Node, count: int) -> None:
         """Add `count` output channels to `conv`, and let all that reads them drop or pass them on."""
@@ -84,17 +90,44 @@ class _Widening:
         if self.is_depthwise(conv):
             conv.attrs["group"] = channels + count
         self.more.of_weight(conv, 0, count)
-        scale = conv.inputs[1].inputs[0].inputs[1]
-        for vector in _vectors(conv) or ():
-            vector.values = np.pad(vector.values, (0, count), "edge" if vector is scale else "constant")
-        for bias in conv.inputs[2:]:
-            if bias.inputs:
-                bias.shape = bias.inputs[0].inputs[1].shape = None
+        self._extend_parameters(conv, count)
         made = _made(conv)
         for tensor in made:
             tensor.shape = None
         for quantizer in made[-1].outputs:
             self._pass_on(quantizer.outputs[0], channels, count)
+
+    def _extend_parameters(self, conv: gs.Node, count: int) -> None:
+        """Give `count` more channels to scales, zero points and the bias of `conv`; see `_is_known`."""
+        dequantize = conv.inputs[1].inputs[0]
+        scale = dequantize.inputs[1]
+        own = [dequantize, conv]
+        for place, bias in enumerate(conv.inputs[2:], 2):
+            if bias.inputs:
+                added = self.more.own_maker(conv, place)
+                product = self.more.own_maker(added, 1)
+                conv.inputs[place].shape = added.inputs[1].shape = None
+                own += [added, product]
+                self._extend(added.inputs[0], count, own)
+            else:
+                self._extend(bias, count, own)
+        self._extend(scale, count, own, "edge")
+        for zero_point in dequantize.inputs[2:]:
+            self._extend(zero_point, count, own)
+
+    def _extend(
+        self, vector: gs.Constant, count: int, own: list[gs.Node], mode: Literal["constant", "edge"] = "constant"
+    ) -> None:
+        """Add `count` numbers to a constant with one a channel, for the nodes `own` alone."""
+        if not vector.values.ndim:
+            return
+        values = np.pad(vector.values, (0, count), mode)
+        if {id(node) for node in vector.outputs} <= {id(node) for node in own}:
+            vector.values = values
+            return
+        longer = gs.Constant(next(self.names), values)
+        for node in own:
+            node.inputs = [longer if tensor is vector else tensor for tensor in node.inputs]
 
     def _pass_on(self, codes: gs.Tensor, channels: int, count: int) -> None:
         """Let the readers of `codes`, which had as many `channels`, take `count` more, or read the first ones alone."""
@@ -161,20 +194,16 @@ def _made(conv: gs.Node) -> list[gs.Tensor]:
     return found
 
 
-def _vectors(conv: gs.Node) -> list[gs.Constant] | None:
-    """Constants with a number for each output channel of `conv`: scales, zero points and bias; None where something
-    else reads one, or one is computed otherwise than by QuantizeBiases."""
-    dequantize = conv.inputs[1].inputs[0]
-    found, readers = list(dequantize.inputs[1:]), {id(dequantize), id(conv)}
+def _is_known(conv: gs.Node) -> bool:
+    """Whether what has a number for each output channel of `conv` is constant: scales and zero points of its weight,
+    its bias, or the bias's codes, whose scales follow from those of the weight as QuantizeBiases has them."""
+    parameters = list(conv.inputs[1].inputs[0].inputs[1:])
     for bias in conv.inputs[2:]:
         if bias.inputs:
             codes, scale, *_ = bias.inputs[0].inputs
-            if len(bias.outputs) != 1 or not scale.inputs or scale.inputs[0].op != "Mul" or len(scale.outputs) != 1:
-                return None
-            readers |= {id(bias.inputs[0]), id(scale.inputs[0])}
+            product = scale.inputs[0] if scale.inputs else None
+            if product is None or product.op != "Mul" or not any(t is parameters[0] for t in product.inputs):
+                return False
             bias = codes
-        found.append(bias)
-    if not all(isinstance(vector, gs.Constant) for vector in found):
-        return None
-    found = [vector for vector in found if vector.values.ndim]
-    return found if all(id(node) in readers for vector in found for node in vector.outputs) else None
+        parameters.append(bias)
+    return all(isinstance(parameter, gs.Constant) for parameter in parameters)

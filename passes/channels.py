@@ -22,16 +22,31 @@ class MoreChannels:
         self.numbers = Numbers(names)
 
     def of_weight(self, conv: gs.Node, axis: int, count: int) -> None:
-        """Add `count` channels of zeros to the weight of `conv`, which no other node may read, at the end of `axis`.
+        """Add `count` channels of zeros to the weight of `conv`, at the end of `axis`; other readers of it keep theirs.
 
         Before:  codes [o, c, ..] (constant) -> DequantizeLinear -> Conv
         After:   codes -> Pad -> DequantizeLinear -> Conv
         """
-        dequantize = conv.inputs[1].inputs[0]
+        dequantize = self.own_maker(conv, 1)
         shape = list(conv.inputs[1].shape)
         dequantize.inputs[0] = self._padded(dequantize.inputs[0], len(shape), axis, count)
         shape[axis] += count
         conv.inputs[1].shape = shape
+
+    def own_maker(self, node: gs.Node, place: int) -> gs.Node:
+        """The node that makes what `node` reads at `place`, and for no other node: a second one where others read it.
+
+        Before:  codes -> DequantizeLinear -> Conv, Conv
+        After:   codes -> DequantizeLinear -> Conv
+                 codes -> DequantizeLinear -> Conv
+        """
+        tensor = node.inputs[place]
+        (maker,) = tensor.inputs
+        if len(tensor.outputs) > 1:
+            node.inputs[place] = gs.Variable(next(self.names), tensor.dtype, tensor.shape)
+            maker = gs.Node(maker.op, "", dict(maker.attrs), list(maker.inputs), [node.inputs[place]])
+            self.graph.nodes.append(maker)
+        return maker
 
     def of_data(self, conv: gs.Node, count: int) -> None:
         """Let `conv` read `count` channels more, whose weights have to be 0; other readers of its data keep theirs.

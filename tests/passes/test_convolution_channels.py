@@ -175,13 +175,17 @@ def test_others_keep_their_channels(before):
     assert_left_alone(AlignInputs(), before)
 
 
-def test_a_weight_with_two_readers_keeps_its_channels():
-    before, _ = grouped(1, 3, 16, pads=[1, 1, 1, 1])
+def test_each_reader_of_a_weight_gets_the_channels():
+    before, feeds = grouped(1, 3, 16, pads=[1, 1, 1, 1])
     again = [
-        node("Conv", "d wd", "c2", pads=[1, 1, 1, 1]),
+        node("Conv", "d wd", "c2", strides=[2, 2]),
         node("QuantizeLinear", "c2 t z", "cq2"),
         node("DequantizeLinear", "cq2 t z", "y2"),
     ]
     before.graph.node.extend(again)
     before.graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("y2", 1, None))
-    assert_left_alone(AlignInputs(), onnx.shape_inference.infer_shapes(before))
+    before = onnx.shape_inference.infer_shapes(before)
+    after = run(before, [AlignInputs()])
+    assert operators(after).count("Pad") == 4
+    assert_same_outputs(before, after, feeds)
+    assert run(after, [AlignInputs()]) is after
