@@ -28,6 +28,7 @@ from amq_onnx.quantizer.held_codes import HeldCodes
 from amq_onnx.quantizer.weight_ranges import MOST_BITS_FOR_OUTPUTS, WeightEncodings, weight_encodings
 from amq_onnx.range_curvature import Ranges, measured_ranges
 from amq_onnx.rewriting import Prepared
+from amq_onnx.runtime.refusals import blamed_on_data
 from amq_onnx.sample_choice import curved_first, importance_of, weighed_samples
 from amq_onnx.sensitivity import ActivationRow, Sensitivity, WeightRow, arrays_by_name, numbers_by_name, six_digits
 from amq_onnx.site_losses import LOSS_METHODS, LossMethod, SiteLosses, measure_losses
@@ -58,7 +59,10 @@ def measure_sensitivity(
     options: SensitivityOptions | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """The table of every site at the asked widths, from one pass for ranges and a few for curvature."""
+    """The table of every site at the asked widths, from one pass for ranges and a few for curvature.
+
+    Raises DataError for data that the model can't run on.
+    """
     prepared.require_weights()
     options = options or SensitivityOptions()
     if options.channels and options.method not in get_args(TraceMethod):
@@ -70,7 +74,8 @@ def measure_sensitivity(
     layers = prepared.layers if options.correct_biases else ()
     names = [head.tensor for head in heads]
     weighed_layers = prepared.linear_layers if options.weighs or options.learns else ()
-    seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), weighed_layers)
+    with blamed_on_data(prepared.model, data):
+        seen = calibrate(executor, data, activations, names, layers, progress, importance_of(heads), weighed_layers)
     work = _Measurement(executor, data, prepared, seen, weight_bits, activation_bits or (), options, progress)
     found = work.measure(heads)
     if options.loss == "auto" and not found.any_loss:

@@ -52,6 +52,15 @@ def activation_widths(text: str) -> tuple[int, ...] | None:
     return found
 
 
+def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """ "images=1,3,320,320" as the input's name and its sizes."""
+    name, _, sizes = text.rpartition("=")
+    parts = sizes.split(",")
+    if not name or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is no shape of an input: write images=1,3,320,320")
+    return name, tuple(map(int, parts))
+
+
 def loss(text: str) -> str:
     """A loss, or several by output."""
     try:
@@ -81,6 +90,14 @@ def add_data(parser: argparse.ArgumentParser, what: str) -> None:
         const=32,
         metavar="N",
         help="N random inputs instead (default 32): sizes and speed mean something, accuracy doesn't",
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        type=input_shape,
+        metavar="INPUT=N,N,...",
+        help="sizes of a random input that the model leaves free, like images=1,3,320,320 (may be repeated)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use no more than the first N samples")
 
@@ -318,7 +335,9 @@ def opened(arguments: argparse.Namespace, model: onnx.ModelProto, *, required: b
             raise UsageError(f"--{option} must be 1 or more")
     if arguments.random is not None:
         samples = min(arguments.random, arguments.limit or arguments.random)
-        return random_data(model, samples, getattr(arguments, "seed", 0))
+        return random_data(model, samples, getattr(arguments, "seed", 0), dict(arguments.shape))
+    if arguments.shape:
+        raise UsageError("--shape gives the sizes of random inputs: it needs --random")
     if arguments.data is not None:
         return open_data(arguments.data, model, arguments.limit)
     if required:

@@ -224,7 +224,7 @@ class Dataset:
                         f"array '{spec.name}' of {self.origin} is {array.dtype}, but the model's input is {spec.dtype}"
                     )
                 array = array.astype(spec.dtype)
-            if not spec.fits(array):
+            if not spec.fits(array.shape):
                 wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
                 got = "x".join(map(str, array.shape))
                 raise DataError(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
 from amq_onnx.errors import DataError
@@ -25,11 +24,11 @@ class InputSpec:
     shape: tuple[int | None, ...]
     sample_axis: int | None = 0
 
-    def fits(self, array: NDArray[Any]) -> bool:
-        """True if `array`, but for the number of samples, has this shape."""
-        if array.ndim != len(self.shape):
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """True if `shape` is that of the input, but for the number of samples."""
+        if len(shape) != len(self.shape):
             return False
-        pairs = zip(self.shape, array.shape, strict=True)
+        pairs = zip(self.shape, shape, strict=True)
         return all(axis == self.sample_axis or want in (None, have) for axis, (want, have) in enumerate(pairs))
 
     def fixed_batch(self) -> int | None:

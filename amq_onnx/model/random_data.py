@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,45 @@ _CARRIERS = frozenset(
 )
 
 
-def random_data(model: onnx.ModelProto, samples: int, seed: int) -> Dataset:
-    """`samples` samples for `model`, of which only the dimension that counts them may be free.
+def random_data(
+    model: onnx.ModelProto, samples: int, seed: int, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Dataset:
+    """`samples` samples for `model`. Its inputs have the sizes that `shapes` gives by name, where it leaves them free.
 
     Floats are standard normal. Integers that pick rows of a table are any of its rows, those of 8 bits (pixels) any
     number; all others are ones, as is what isn't masked, and booleans are true.
 
-    Raises UsageError, naming the input, where another dimension is free.
+    Raises UsageError, naming the input, where a dimension besides the one that counts samples is free and `shapes` has
+    nothing for it, and where an entry of `shapes` fits no input.
     """
     specs = input_specs(model)
+    given = shapes or {}
+    for name in given.keys() - {spec.name for spec in specs}:
+        inputs = ", ".join(spec.name for spec in specs)
+        raise UsageError(f"--shape {name}: the model has no such input; it has {inputs}")
     generator = np.random.default_rng(seed)
     rows = _table_rows(model)
     arrays: Batch = {}
     for spec in specs:
-        sizes = [samples if axis == spec.sample_axis else size for axis, size in enumerate(spec.shape)]
-        shape = tuple(size for size in sizes if size is not None)
-        if len(shape) < len(sizes):
-            raise UsageError(f"--random needs fixed sizes, but input '{spec.name}' has free dimensions: give --data")
+        sizes = _sizes(spec, given.get(spec.name))
+        shape = tuple(samples if axis == spec.sample_axis else size for axis, size in enumerate(sizes))
         arrays[spec.name] = _drawn(generator, spec, shape, rows.get(spec.name, 0))
     return Dataset(lambda: [arrays], specs, "random data")
+
+
+def _sizes(spec: InputSpec, given: tuple[int, ...] | None) -> list[int]:
+    """The sizes of an input, its samples counted as 1; raises UsageError where they don't follow from `given`."""
+    known = [1 if axis == spec.sample_axis else size for axis, size in enumerate(spec.shape)]
+    if given is not None and not spec.fits(given):
+        wanted = ",".join("N" if size is None else str(size) for size in known)
+        raise UsageError(f"--shape {spec.name}={','.join(map(str, given))} doesn't fit the input: it is {wanted}")
+    sizes = [size for size in given or known if size is not None]
+    if len(sizes) < len(known):
+        example = ",".join("224" if size is None else str(size) for size in known)
+        raise UsageError(
+            f"input '{spec.name}' has free dimensions: give their sizes, like --shape {spec.name}={example}, or --data"
+        )
+    return sizes
 
 
 def _drawn(generator: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], rows: int) -> NDArray[Any]:

@@ -137,7 +137,15 @@ def test_random_needs_fixed_sizes(refused, tmp_path, out):
     nodes = [node("MatMul", "x w", "y")]
     model = build(nodes, {"x": ["n", "length", 8]}, {"y": ["n", "length", 64]}, {"w": networks.noise(0, 8, 64)})
     path = save(model, tmp_path / "m.onnx")
-    refused("quantize", path, "-o", out, "--size", "0.5", "--random", names=["--random", "'x'"])
+    asked = ["quantize", path, "-o", out, "--size", "0.5"]
+    refused(*asked, "--random", names=["--shape x=1,224,8", "'x'"])
+    refused(*asked, "--random", "--shape", "x=1,5,9", names=["--shape x=1,5,9", "1,N,8"])
+    refused(*asked, "--random", "--shape", "y=1,5,8", names=["--shape y", "x"])
+    refused(*asked, "--random", "--shape", "x=1,-5,8", names=["--shape", "'x=1,-5,8'"])
+
+
+def test_shapes_of_data(refused, case, out):
+    refused(*quantize(case.model, out, case.data, "--shape", "image=1,1,8,8"), names=["--shape", "--random"])
 
 
 def test_a_gate_without_anything_to_verify_on(refused, case, out):

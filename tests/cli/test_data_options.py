@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from cli import networks
-from cli.networks import FAST, listing, save
+from cli.networks import FAST, build, listing, node, save
 
 
 def test_limit_uses_the_first_samples_only(amq, case, tmp_path, read_json):
@@ -35,6 +35,18 @@ def test_random_data_say_so(amq, case, tmp_path, read_json):
     assert read_json(summary)["verification"]["samples"] == 6
     ran = amq("quantize", case.model, "--dry-run", "--size", "0.3", *asked, "--limit", "4")
     assert read_json(summary)["verification"]["samples"] == 4
+
+
+def test_sizes_of_random_inputs(amq, tmp_path, read_json):
+    nodes = [node("MatMul", "x w", "y")]
+    path = save(
+        build(nodes, {"x": ["n", "length", 8]}, {"y": None}, {"w": networks.noise(0, 8, 64)}), tmp_path / "m.onnx"
+    )
+    summary = tmp_path / "s.json"
+    asked = ["--size", "0.9", "--random", "6", "--shape", "x=1,5,8", "--json", summary, *FAST]
+    ran = amq("quantize", path, "-o", tmp_path / "o.onnx", *asked)
+    assert ran.code == 0, ran.err
+    assert read_json(summary)["verification"]["samples"] == 6
 
 
 def test_data_may_be_a_folder_or_a_script(amq, case, tmp_path):

@@ -27,8 +27,27 @@ def test_they_follow_the_seed():
 
 
 def test_another_free_dimension_is_refused():
-    with pytest.raises(UsageError, match="'x' has free dimensions"):
-        random_data(network(x=["n", "width"]), 4, 0)
+    with pytest.raises(UsageError, match=r"'x' has free dimensions.*--shape x=1,3,224,"):
+        random_data(network(x=["n", 3, "width"]), 4, 0)
+
+
+def test_free_dimensions_have_the_sizes_that_are_given():
+    proto = network(x=["n", 3, "width"], state=[2, "n", 5])
+    batch = next(random_data(proto, 4, 0, {"x": (1, 3, 7)}).batches(4))
+    assert (batch["x"].shape, batch["state"].shape) == ((4, 3, 7), (2, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"x": (1, 4, 7)}, "--shape x=1,4,7 doesn't fit the input: it is 1,3,N"),
+        ({"x": (3, 7)}, "--shape x=3,7 doesn't fit"),
+        ({"x": (1, 3, 7), "z": (1,)}, "--shape z: the model has no such input; it has x"),
+    ],
+)
+def test_sizes_that_fit_no_input(shapes, message):
+    with pytest.raises(UsageError, match=message):
+        random_data(network(x=["n", 3, "width"]), 4, 0, shapes)
 
 
 def test_samples_run_along_their_own_dimension():
