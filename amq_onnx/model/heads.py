@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.model.producers import TAKES, LossName, Producers, Scores, attribute
 
-LossName = Literal["softmax", "sigmoid", "squared"]
 LEFT_OUT = "left out: "
+_ASKED = "asked for by --loss"
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
-# Operators that leave the numbers of their first input as they are.
-_MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,21 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
     """The heads of `model` and, by output, why others are left out.
 
     loss: `softmax`, `sigmoid` or `squared` for every head, or `auto`: a Softmax or Sigmoid at the end of the
-    graph, perhaps written out or reshaped behind, is cut and its input used; [N, C] scores with C > 1 of a model
-    without one are softmax logits, and so are [N, T, C] and [N, C, H, W] whose name ends like `logits`; anything else
-    has squared error. Of maps from classes to scores (ZipMap), the scores count. `scores=sigmoid,boxes=none` names
+    graph, perhaps written out or reshaped behind, is cut and its input used, and so is one whose probabilities the
+    output joins with other numbers, each of these parts being a head (see `_joined`); [N, C] scores with C > 1 of a
+    model without one are softmax logits, and so are [N, T, C] and [N, C, H, W] whose name ends like `logits`; anything
+    else has squared error. Of maps from classes to scores (ZipMap), the scores count. `scores=sigmoid,boxes=none` names
     one for each of some outputs, `none` to leave one out; others are `auto`. `boxes=squared*scores` weighs the squared
     error of each box with the highest probability among its scores.
 
     Raises ModelError if no output is float or all are left out, UsageError for a loss or an output that isn't there.
     """
-    graph = _Producers(model)
+    graph = Producers(model)
     asked = asked_losses(loss)
     outputs = [output.name for output in model.graph.output]
     if isinstance(asked, dict) and (missing := sorted(set(asked) - set(outputs))):
         raise UsageError(f"--loss: the model has no output '{missing[0]}': its outputs are {', '.join(outputs)}")
-    heads: dict[str, Head] = {}
+    heads: dict[str, list[Head]] = {}
     left_out: dict[str, str] = {}
     weighers: dict[str, str] = {}
     for output in model.graph.output:
@@ -72,48 +72,53 @@ def find_heads(model: onnx.ModelProto, loss: str = "auto") -> tuple[list[Head], 
         if scores.type.tensor_type.elem_type not in _FLOATS:
             left_out[output.name] = "it is not a float tensor"
             continue
-        name, kind, axis, why = graph.cut(scores.name) or _uncut(scores)
         wanted = asked.get(output.name, "auto") if isinstance(asked, dict) else asked
         wanted, _, weigher = wanted.partition("*")
+        whole = _whole(graph, output, scores)
         if weigher:
             weighers[output.name] = weigher
         if wanted == "none":
-            left_out[output.name] = "asked for by --loss"
+            left_out[output.name] = _ASKED
         elif wanted != "auto":
-            kind, why = wanted, "asked for by --loss"  # type: ignore[assignment]
-        heads[output.name] = Head(name, kind, axis, output.name, why)
+            whole = replace(whole, loss=wanted, why=_ASKED)  # type: ignore[arg-type]
+        heads[output.name] = (_joined(graph, output.name) if wanted == "auto" else []) or [whole]
     for name, weigher in weighers.items():
-        heads[name] = _weighed_by(heads[name], heads.get(weigher), weigher)
-    found = [head for name, head in heads.items() if name not in left_out]
+        heads[name] = [_weighed_by(head, heads.get(weigher, []), weigher) for head in heads[name]]
+    found = [head for name, parts in heads.items() if name not in left_out for head in parts]
     if not found:
         raise ModelError("the model has no float output to measure a loss on, or --loss leaves all out")
     return found, left_out
 
 
-def _uncut(output: onnx.ValueInfoProto) -> tuple[str, LossName, int, str]:
-    """Tensor, loss, axis and why of an output with no Softmax or Sigmoid in front: by its shape and its name."""
+def _uncut(output: onnx.ValueInfoProto) -> Scores:
+    """What is taken for the scores of an output with no Softmax or Sigmoid in front: by its shape and its name."""
     tensor = output.type.tensor_type
     sizes = tensor.shape.dim if tensor.HasField("shape") else ()
     # [N, T, C] of what labels or continues texts, [N, C, H, W] of what labels pixels.
     axis = {2: 1, 3: 2, 4: 1}.get(len(sizes))
     if axis is not None and not (sizes[axis].HasField("dim_value") and sizes[axis].dim_value == 1):
         if len(sizes) == 2:
-            return output.name, "softmax", -1, "scores [N, C] without a Softmax, taken for logits"
+            return Scores(output.name, "softmax", -1, "scores [N, C] without a Softmax, taken for logits")
         if output.name.endswith("logits"):
-            return output.name, "softmax", axis, "logits by its name"
-    return output.name, "squared", -1, "no Softmax or Sigmoid at the end"
+            return Scores(output.name, "softmax", axis, "logits by its name")
+    return Scores(output.name, "squared", -1, "no Softmax or Sigmoid at the end")
 
 
-def _weighed_by(head: Head, weigher: Head | None, name: str) -> Head:
-    """`head` with another one's probabilities as weights. Raises UsageError where that has none."""
-    if weigher is None:
+def _weighed_by(head: Head, weighers: Sequence[Head], name: str) -> Head:
+    """`head` with the probabilities of another output's heads as weights. Raises UsageError where that has none."""
+    if not weighers:
         raise UsageError(f"--loss {head.output}=squared*{name}: the model has no float output '{name}'")
-    if weigher.loss == "squared":
+    likely = [weigher for weigher in weighers if weigher.loss != "squared"]
+    if not likely:
         raise UsageError(
             f"--loss {head.output}=squared*{name}: the loss of '{name}' is squared, which has no probabilities: add "
             f"{name}=sigmoid or {name}=softmax"
         )
-    return replace(head, tensor=f"{head.tensor}*{name}", weigher=weigher)
+    return _with_weigher(head, likely[0])
+
+
+def _with_weigher(head: Head, weigher: Head) -> Head:
+    return replace(head, tensor=f"{head.tensor}*{weigher.output}", weigher=weigher)
 
 
 def weighed(model: onnx.ModelProto, heads: Sequence[Head]) -> onnx.ModelProto:
@@ -178,77 +183,65 @@ def heads_with(model: onnx.ModelProto, chosen: Mapping[str, str]) -> list[Head]:
     keep what `find_heads` gives them. Raises UsageError for a weigher that the model doesn't have.
     """
     kinds = {name: text.partition(":")[0] for name, text in chosen.items() if not text.startswith(LEFT_OUT)}
-    heads = find_heads(model)[0]
-    for index, head in enumerate(heads):
-        for kind in get_args(LossName):
-            if kinds.get(head.tensor, "").partition("*")[0] == kind:
-                heads[index] = replace(head, loss=kind)
-    by_output = {head.output: head for head in heads}
-    found = [head for head in heads if head.tensor in kinds or head.output not in set(chosen) - set(kinds)]
+    graph = Producers(model)
+    by_output: dict[str, list[Head]] = {}
+    for head in find_heads(model)[0]:
+        by_output.setdefault(head.output, []).append(head)
+    for output in model.graph.output:
+        if output.name in by_output:
+            whole = _whole(graph, output, graph.mapped(output.name) or output)
+            if whole.source in kinds:  # the joined output was taken for one
+                by_output[output.name] = [whole]
+    found: list[Head] = []
+    for name, heads in by_output.items():
+        for index, head in enumerate(heads):
+            kind, _, weigher = kinds.get(head.source, "").partition("*")
+            if kind in get_args(LossName):
+                heads[index] = replace(head, loss=kind)  # type: ignore[arg-type]
+        left_out = name in chosen and name not in kinds
+        found += [head for head in heads if head.source in kinds or not left_out]
     for index, head in enumerate(found):
-        if weigher := kinds.get(head.tensor, "").partition("*")[2]:
-            found[index] = _weighed_by(head, by_output.get(weigher), weigher)
+        weigher = kinds.get(head.source, "").partition("*")[2]
+        if weigher and head.weigher is None:
+            found[index] = _weighed_by(head, by_output.get(weigher, []), weigher)
     return found
 
 
-class _Producers:
-    """The nodes of a graph by what they make."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = {name: node for node in model.graph.node for name in node.output}
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-
-    def mapped(self, name: str) -> onnx.ValueInfoProto | None:
-        """The scores [N, classes] that a ZipMap makes maps of, where it makes `name`."""
-        node = self.nodes.get(name)
-        if node is None or node.op_type != "ZipMap" or node.domain != "ai.onnx.ml":
-            return None
-        classes = sum(len(entry.ints) or len(entry.strings) for entry in node.attribute)
-        return helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, [None, classes])
-
-    def cut(self, name: str) -> tuple[str, LossName, int, str] | None:
-        """Input, loss, classes' dimension and story of the Softmax or Sigmoid that makes tensor `name`, if one does."""
-        node = self._behind(name, _MOVES)
-        if node is None:
-            return None
-        match node.op_type:
-            case "Softmax" | "LogSoftmax":
-                axis = _attribute(node, "axis", -1 if self.opset >= 13 else 1)
-                return node.input[0], "softmax", axis, f"the {node.op_type} at the end was cut and its input used"
-            case "Sigmoid":
-                return node.input[0], "sigmoid", -1, "the Sigmoid at the end was cut and its input used"
-            case "Div":
-                return self._written_out(node)
-        return None
-
-    def _written_out(self, node: onnx.NodeProto) -> tuple[str, LossName, int, str] | None:
-        """Exp(x) / ReduceSum(Exp(x)), the sum perhaps brought back to the shape of x."""
-        exponential = self.nodes.get(node.input[0])
-        total = self._behind(node.input[1], _MOVES | {"Expand"})
-        if exponential is None or exponential.op_type != "Exp" or total is None or total.op_type != "ReduceSum":
-            return None
-        axes = _axes(total, self.constants)
-        if total.input[0] != exponential.output[0] or axes is None or len(axes) != 1:
-            return None
-        why = "the softmax at the end, written out in Exp and Div, was cut and its input used"
-        return exponential.input[0], "softmax", axes[0], why
-
-    def _behind(self, name: str, passed: frozenset[str]) -> onnx.NodeProto | None:
-        node = self.nodes.get(name)
-        while node is not None and node.op_type in passed:
-            node = self.nodes.get(node.input[0])
-        return node
+def _whole(graph: Producers, output: onnx.ValueInfoProto, scores: onnx.ValueInfoProto) -> Head:
+    """The head of an output that is one thing, whose float tensor is `scores`."""
+    found = graph.scores(scores.name) or _uncut(scores)
+    return Head(found.tensor, found.loss, found.axis, output.name, found.why)
 
 
-def _axes(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[int] | None:
-    for attribute in node.attribute:
-        if attribute.name == "axes":
-            return list(attribute.ints)
-    if len(node.input) > 1 and node.input[1] in constants:
-        return [int(axis) for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1)]
-    return None
+def _joined(graph: Producers, output: str) -> list[Head]:
+    """The heads of an output in which a Concat joins probabilities and other numbers; none for one without.
+
+    Before:  boxes [n, 4, anchors] ------------> Concat -> y [n, 4 + classes, anchors]
+             logits -> Sigmoid -> scores ------> /
+    Heads:   boxes (squared, weighed by the highest of its scores), logits (sigmoid)
+
+    So detectors of the YOLO family hand out what they find. Boxes in pixels are hundreds of times as large as scores,
+    so that an error of the whole would be theirs alone.
+    """
+    joint = graph.behind(output)
+    if joint is None or joint.op_type != "Concat":
+        return []
+    heads = {head.tensor: head for head in _parts(graph, output, output)}
+    return list(heads.values()) if any(head.loss != "squared" for head in heads.values()) else []
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+def _parts(graph: Producers, name: str, output: str) -> Iterator[Head]:
+    """The heads of what is joined in tensor `name`, at any depth; of the tensor itself where nothing is."""
+    joint = graph.behind(name)
+    if joint is None or joint.op_type != "Concat":
+        found = graph.scores(name, TAKES) or Scores(name, "squared", -1, "no Softmax or Sigmoid in front")
+        yield Head(found.tensor, found.loss, found.axis, output, f"a part of '{output}': {found.why}")
+        return
+    direct = [graph.nodes[part] for part in joint.input if part in graph.nodes]
+    logits = next((node.input[0] for node in direct if node.op_type == "Sigmoid"), None)
+    for part in joint.input:
+        for head in () if part in graph.constants else _parts(graph, part, output):
+            if logits is not None and head.loss == "squared" and head.tensor == part:
+                axis = attribute(joint, "axis", 1)
+                head = _with_weigher(head, Head(logits, "sigmoid", axis, output, "scores beside it"))
+            yield head

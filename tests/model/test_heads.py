@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from joined_graphs import joined, level
 from onnx import TensorProto, helper
 from small_graphs import f, model, node
 
@@ -195,3 +196,65 @@ def test_weighed_losses_are_found_again_from_a_table():
 def test_weights_that_are_not_there(loss, message):
     with pytest.raises(UsageError, match=message):
         find_heads(detector(), loss)
+
+
+def as_found(proto, loss="auto"):
+    return [(head.tensor, head.loss, head.weigher and head.weigher.tensor) for head in find_heads(proto, loss)[0]]
+
+
+ONE_LEVEL = [*level(0), node("Identity", "j0", "y")]
+TWO_LEVELS = [*level(0), *level(1), node("Concat", "j0 j1", "j", axis=2), node("Transpose", "j", "y", perm=[0, 2, 1])]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        (ONE_LEVEL, [("b0*y", "squared", "l0"), ("l0", "sigmoid", None)]),
+        (
+            TWO_LEVELS,
+            [
+                ("b0*y", "squared", "l0"),
+                ("l0", "sigmoid", None),
+                ("b1*y", "squared", "l1"),
+                ("l1", "sigmoid", None),
+            ],
+        ),
+        ([*level(0, "Softmax"), node("Identity", "j0", "y")], [("b0", "squared", None), ("l0", "softmax", None)]),
+        ([*level(0, "Relu"), node("Identity", "j0", "y")], [("y", "squared", None)]),
+        (
+            [*level(0)[1:3], node("Concat", "anchors s0", "y", axis=1)],
+            [("l0", "sigmoid", None)],
+        ),
+        (
+            [
+                *level(0)[1:3],
+                node("Split", "s0 sizes", "first second", axis=1),
+                node("Exp", "first", "sides"),
+                node("Concat", "sides second", "y", axis=1),
+            ],
+            [("sides", "squared", None), ("l0", "sigmoid", None)],
+        ),
+    ],
+    ids=["one level", "two levels", "softmax", "no probabilities", "constants", "probabilities in two"],
+)
+def test_what_an_output_joins(nodes, expected):
+    constants = {"anchors": f(1, 1, 6), "sizes": np.array([2, 3])}
+    assert as_found(joined(nodes, **constants)) == expected
+
+
+def test_boxes_are_weighed_by_the_scores_of_their_own_level():
+    proto = joined(TWO_LEVELS)
+    heads, _ = find_heads(proto)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 8, 6)).astype(np.float32))
+    found = Executor(weighed(proto, heads)).run({"x": x}, ["b1", "s1", "b1*y"])
+    torch.testing.assert_close(found["b1*y"].square(), found["s1"].amax(1, keepdim=True) * found["b1"].square())
+
+
+@pytest.mark.parametrize("loss", ["auto", "squared", "y=squared", "y=auto"])
+@pytest.mark.parametrize("nodes", [ONE_LEVEL, TWO_LEVELS], ids=["one level", "two levels"])
+def test_parts_are_found_again_from_a_table(nodes, loss):
+    proto = joined(nodes)
+    heads, _ = find_heads(proto, loss)
+    again = heads_with(proto, {head.source: head.story for head in heads})
+    assert [(head.tensor, head.loss) for head in again] == [(head.tensor, head.loss) for head in heads]
+    assert (len(heads) == 1) == ("squared" in loss)
