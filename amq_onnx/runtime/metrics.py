@@ -23,6 +23,8 @@ class Metric(ABC):
 
     name: str
     needs_labels = False
+    by_parts = False
+    """Whether outputs that join several things are to be handed over in parts (see joined_outputs.py)."""
 
     @abstractmethod
     def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
@@ -109,18 +111,16 @@ class Agreement(_Mean):
 
 
 class Cosine(_Mean):
-    """Mean over samples of the cosine between this model's outputs and the full-precision model's."""
+    """Mean over samples of the cosine between this model's outputs and the full-precision model's: of several outputs
+    the mean of their cosines, so that large numbers in one don't hide another."""
 
     name = "cosine"
+    by_parts = True
 
     def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
         """See Metric."""
-        first, second = _flat(reference), _flat(outputs)
-        norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        dots = np.einsum("ij,ij->i", first, second)
-        # Zeros point nowhere: like zeros, and unlike anything else.
-        both_zero = ~first.any(1) & ~second.any(1)
-        self._outcomes.append(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero))
+        pairs = zip(_rows(reference), _rows(outputs), strict=True)
+        self._outcomes.append(np.mean([_cosines(first, second) for first, second in pairs], axis=0))
 
     def drop_from(self, first: Metric) -> DropEstimate | None:
         """See Metric. Where outputs aren't a row a sample, what counts is a row a batch."""
@@ -130,24 +130,29 @@ class Cosine(_Mean):
 
 
 class Sqnr(Metric):
-    """Signal to quantization noise of the outputs in decibels: 10 log10(||y||^2 / ||y' - y||^2)."""
+    """Signal to quantization noise of the outputs in decibels: 10 log10(||y||^2 / ||y' - y||^2), of several outputs
+    with the mean of their ratios of noise to signal."""
 
     name = "sqnr"
+    by_parts = True
 
     def __init__(self) -> None:
-        self._signal = self._noise = 0.0
+        self._powers: NDArray[np.float64] = np.zeros((1, 2))
 
     def add(self, reference: Outputs, outputs: Outputs, labels: NDArray[Any] | None) -> None:
         """See Metric."""
-        first, second = _flat(reference), _flat(outputs)
-        self._signal += float(np.square(first).sum())
-        self._noise += float(np.square(second - first).sum())
+        pairs = zip(_rows(reference), _rows(outputs), strict=True)
+        powers = [[np.square(first).sum(), np.square(second - first).sum()] for first, second in pairs]
+        self._powers = self._powers + np.array(powers)
 
     def score(self) -> float:
         """See Metric: infinite where there is no noise, minus infinity where there is nothing else."""
-        if self._noise == 0:
+        signal, noise = self._powers.T
+        if not noise.any():
             return float("inf")
-        return float(10 * np.log10(self._signal / self._noise)) if self._signal else float("-inf")
+        if (noise[signal == 0] > 0).any():
+            return float("-inf")
+        return float(-10 * np.log10(np.mean(noise / np.where(signal, signal, 1))))
 
 
 class UserMetric(Metric):
@@ -218,11 +223,21 @@ def first_float(outputs: Outputs) -> NDArray[Any]:
     return next((array for array in arrays if array.dtype.kind == "f"), arrays[0])
 
 
-def _flat(outputs: Outputs) -> NDArray[np.float64]:
-    """A row a sample; one row for all where the float outputs differ in their first dimension, or have none."""
+def _rows(outputs: Outputs) -> list[NDArray[np.float64]]:
+    """Each float output with a row a sample; with one row for all where outputs differ in their first dimension, or
+    have none."""
     floats = [array.astype(np.float64) for array in outputs.values() if array.dtype.kind == "f"]
     if not floats:
         raise UsageError(_NO_FLOAT)
     counts = {len(array) if array.ndim else None for array in floats}
     rows = counts.pop() if len(counts) == 1 else None
-    return np.concatenate([array.reshape(rows or 1, -1) for array in floats], axis=1)
+    return [array.reshape(rows or 1, -1) for array in floats]
+
+
+def _cosines(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row."""
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    dots = np.einsum("ij,ij->i", first, second)
+    # Zeros point nowhere: like zeros, and unlike anything else.
+    both_zero = ~first.any(1) & ~second.any(1)
+    return np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero)

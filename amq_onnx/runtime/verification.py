@@ -16,6 +16,7 @@ from amq_onnx.calibration import Progress
 from amq_onnx.errors import DataError, GateError, ModelError, UsageError
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import file_bytes
+from amq_onnx.model.joined_outputs import apart, joined_outputs
 from amq_onnx.runtime.confidence import DropEstimate, Interval
 from amq_onnx.runtime.latency import Latency, alternate
 from amq_onnx.runtime.metrics import Metric, UserMetric, first_float, metric_named
@@ -104,6 +105,7 @@ class Evaluator:
         self.progress = progress
         self.session = open_session(reference, provider, threads=threads)
         self.names = [output.name for output in self.session.get_outputs()]
+        self.joints = joined_outputs(onnx.load_model(reference, load_external_data=False))
         self.labels_are_input = LABELS in {value.name for value in self.session.get_inputs()}
         self._kept: list[dict[str, np.ndarray]] = []
         self._kept_bytes = 0
@@ -162,12 +164,18 @@ class Evaluator:
             if unequal and not isinstance(quantized_metric, UserMetric):
                 reason = next(iter(unequal.values()))
                 raise ModelError(f"{reason}, so they can't be compared: use --metric script.py:function")
+            equal = outputs.keys() - unequal.keys()
+            expected_parts, found_parts = (
+                apart({name: array for name, array in made.items() if name in equal}, self.joints)
+                for made in (outputs, found)
+            )
+            if quantized_metric.by_parts:
+                outputs, found = expected_parts, found_parts
             if first_run:
                 _add(float_metric, outputs, outputs, labels)
             _add(quantized_metric, outputs, found, labels)
-            for name, expected in outputs.items():
-                if name not in unequal:
-                    errors[name].add(expected, found[name])
+            for name, expected in expected_parts.items():
+                errors[name].add(expected, found_parts[name])
             samples += self.data.count(batch)
             if self.progress is not None:
                 self.progress("verification", samples, None)
@@ -183,7 +191,11 @@ class Evaluator:
             quantized_score=quantized_score,
             drop=float_score - quantized_score if estimate is None else estimate.drop,
             estimate=estimate,
-            outputs={name: error.result() for name, error in errors.items() if error.count and name not in unequal},
+            outputs={
+                name: error.result()
+                for name, error in errors.items()
+                if error.count and unequal.keys().isdisjoint({name, name.rpartition("[")[0]})
+            },
             options=needed,
             notes=[*_notes(needed), *unequal.values()],
         )

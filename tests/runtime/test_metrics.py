@@ -112,10 +112,10 @@ def test_cosine_of_zeros():
     assert score("cosine", [(ones, zeros, None)]) == 0
 
 
-def test_cosine_of_several_outputs_leaves_integers_out():
+def test_cosine_of_several_outputs_is_their_mean_without_integers():
     first = {"boxes": np.array([[[3.0, 0.0]]]), "count": np.array([1]), "scores": np.array([[4.0]])}
     second = {"boxes": np.array([[[0.0, 0.0]]]), "count": np.array([7]), "scores": np.array([[4.0]])}
-    assert score("cosine", [(first, second, None)]) == pytest.approx(0.8)
+    assert score("cosine", [(first, second, None)]) == pytest.approx(0.5)
 
 
 def test_sqnr():
@@ -126,6 +126,12 @@ def test_sqnr():
     assert score("sqnr", [(first[:2], second[:2], None), (first[2:], second[2:], None)]) == pytest.approx(wanted)
     assert score("sqnr", [(first, first, None)]) == np.inf
     assert score("sqnr", [(first, 1.1 * first, None)]) == pytest.approx(20, abs=1e-3)
+
+
+def test_sqnr_of_several_outputs_is_that_of_their_mean_noise():
+    first = {"boxes": np.array([[100.0, 100.0]]), "scores": np.array([[1.0]])}
+    second = {"boxes": np.array([[100.0, 90.0]]), "scores": np.array([[0.7]])}
+    assert score("sqnr", [(first, second, None)]) == pytest.approx(-10 * np.log10((0.005 + 0.09) / 2))
 
 
 def test_sqnr_of_no_signal_is_minus_infinity_without_a_warning(recwarn):

@@ -1,0 +1,115 @@
+"""Which outputs hold several things, joined along one dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from amq_onnx.model.producers import TAKES, Producers, attribute
+from amq_onnx.skeleton import skeleton
+
+# Operators that leave the dimension in which things are joined where it is, if its size and those in front stay.
+_RESHAPED = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A tensor that holds several things: axis is the dimension along which, sizes how much of it each of them takes.
+
+    Boxes and scores, [n, 4 + classes, anchors], are joined along axis 1 with sizes 4 and `classes`.
+    """
+
+    axis: int
+    sizes: tuple[int, ...]
+
+    def parts(self, name: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The things that `array` holds, as name[0], name[1], ...; the array itself where it has another size."""
+        if self.axis >= array.ndim or array.shape[self.axis] != sum(self.sizes):
+            return {name: array}
+        parts = np.split(array, np.cumsum(self.sizes)[:-1], self.axis)
+        return {f"{name}[{number}]": part for number, part in enumerate(parts)}
+
+
+def apart(outputs: Mapping[str, NDArray[Any]], joints: Mapping[str, Joint]) -> dict[str, NDArray[Any]]:
+    """`outputs` with the parts of each that has a joint in its place."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, array in outputs.items():
+        found |= joints[name].parts(name, array) if name in joints else {name: array}
+    return found
+
+
+def joined_outputs(model: onnx.ModelProto) -> dict[str, Joint]:
+    """Of each output in which a Concat joins probabilities and other numbers (see heads.py), how.
+
+    What joins several levels, each of the same things, holds these things. Left out are outputs whose parts have sizes
+    that shape inference doesn't know.
+    """
+    graph = Producers(model)
+    makers = (graph.behind(output.name) for output in model.graph.output)
+    if not any(maker is not None and maker.op_type == "Concat" for maker in makers):
+        return {}
+    shapes = _Shapes(_inferred(model))
+    found = {output.name: _joint(graph, shapes, output.name) for output in model.graph.output}
+    return {name: joint for name, joint in found.items() if joint is not None}
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without its weights and with all shapes that can be told."""
+    bare = skeleton(model)
+    try:
+        return onnx.shape_inference.infer_shapes(bare)
+    except Exception:  # inference is a courtesy: what it can't tell, the declared shapes do
+        return bare
+
+
+class _Shapes:
+    """Sizes of tensors, as far as shape inference knows them."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._values = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+
+    def __call__(self, name: str) -> list[int | None]:
+        """The sizes of tensor `name`, None for one that isn't known; empty where none is."""
+        value = self._values.get(name)
+        sizes = value.type.tensor_type.shape.dim if value is not None else ()
+        return [size.dim_value if size.HasField("dim_value") else None for size in sizes]
+
+
+def _joint(graph: Producers, shapes: _Shapes, name: str) -> Joint | None:
+    """How tensor `name` is joined, in its own layout."""
+    node = graph.nodes.get(name)
+    if node is None:
+        return None
+    if node.op_type == "Concat":
+        return _of_concat(graph, shapes, node)
+    if node.op_type not in {"Cast", "Identity", "Transpose", *_RESHAPED}:
+        return None
+    inside = _joint(graph, shapes, node.input[0])
+    if inside is None:
+        return None
+    if node.op_type == "Transpose":
+        rank = len(shapes(node.input[0]))
+        order = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), list(range(rank))[::-1])
+        return Joint(order.index(inside.axis), inside.sizes) if inside.axis in order else None
+    before, after = shapes(node.input[0]), shapes(name)
+    kept = node.op_type not in _RESHAPED or before[inside.axis] == (after + [None] * len(before))[inside.axis]
+    return inside if kept else None
+
+
+def _of_concat(graph: Producers, shapes: _Shapes, node: onnx.NodeProto) -> Joint | None:
+    rank = len(shapes(node.output[0]))
+    if not rank:
+        return None
+    axis = attribute(node, "axis", 1) % rank
+    if any(graph.scores(part, TAKES) is not None for part in node.input):
+        sizes = [shape[axis] if len(shape := shapes(part)) == rank else None for part in node.input]
+        known = tuple(size for size in sizes if size is not None)
+        return Joint(axis, known) if len(known) == len(sizes) > 1 else None
+    parts = {_joint(graph, shapes, part) for part in node.input}
+    joint = parts.pop() if len(parts) == 1 else None
+    return joint if joint is not None and joint.axis != axis else None
