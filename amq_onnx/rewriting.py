@@ -50,6 +50,7 @@ from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.readers_apart import ReadersApart
 from amq_onnx.passes.repeat_channels import RepeatChannels
+from amq_onnx.passes.share_dequantized import ShareDequantized
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.passes.widen_groups import WidenGroups
@@ -255,7 +256,8 @@ def lower(
     if target.for_onnxruntime:
         fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem)]
         fitted += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
-        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), HalveConstants(prepared.stem)]
+        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), ShareDequantized(prepared.stem)]
+        fitted += [HalveConstants(prepared.stem)]
         passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]
     model = run(quantized, passes)
     if not keep_metadata:
