@@ -27,6 +27,7 @@ from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.equalize import EqualizeChannels
 from amq_onnx.passes.fold_affine import FoldAffine, FoldAffineForward
+from amq_onnx.passes.fold_constants import FoldConstants
 from amq_onnx.passes.fold_layer_scale import FoldLayerScale
 from amq_onnx.passes.free_batch import FreeBatch
 from amq_onnx.passes.halve_constants import HalveConstants
@@ -41,7 +42,6 @@ from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
     DropIdentities,
-    FoldConstants,
     MeansToPooling,
     require_float,
 )

@@ -9,9 +9,6 @@ import onnx_graphsurgeon as gs
 from amq_onnx.errors import ModelError
 from amq_onnx.passes.base import Pass
 
-# Results larger than this stay computed in the graph: folding an Expand or a Tile would bloat the file.
-_FOLDED_BYTES = 64 * 1024 * 1024
-
 
 class ConstantsToInitializers(Pass):
     """Turns Constant nodes into initializers.
@@ -114,28 +111,6 @@ def _is_of_norm(mean: gs.Node) -> bool:
     return any(reader.op == "Sub" and reader.inputs[0] is source for reader in mean.outputs[0].outputs)
 
 
-class FoldConstants(Pass):
-    """Computes what depends on constants only.
-
-    Before:  W -> Transpose -> Wt -> MatMul          After:  Wt -> MatMul
-
-    Folding is onnx-graphsurgeon's, which evaluates nodes in onnxruntime. Results above 64 MiB stay nodes, and so
-    does the Transpose of a constant that others read too, as of embeddings tied to the last layer: folded, it would
-    be stored twice.
-    """
-
-    def apply(self, graph: gs.Graph) -> bool:
-        """See the class."""
-        before = _count(graph)
-        graphs = (graph, *graph.subgraphs(recursive=True))
-        if not any(_foldable(node) and not _shares(node) for part in graphs for node in part.nodes):
-            return False
-        graph.fold_constants(
-            size_threshold=_FOLDED_BYTES, error_ok=True, should_exclude_node=_shares, flatten_subgraphs=False
-        ).cleanup()
-        return _count(graph) != before
-
-
 def require_float(model: onnx.ModelProto) -> None:
     """Raise ModelError, naming the node or tensor, if `model` is quantized already, or nothing could be fed to it."""
     for node in model.graph.node:
@@ -151,26 +126,6 @@ def require_float(model: onnx.ModelProto) -> None:
                 f"'{value.name}' is bfloat16, which numpy and onnxruntime's CPU kernels don't have: "
                 "convert the model to float32 or float16"
             )
-
-
-def _foldable(node: gs.Node) -> bool:
-    if node.op in ("Shape", "Size"):
-        return True
-    named = [tensor for tensor in node.inputs if tensor.name]
-    return bool(named) and all(isinstance(tensor, gs.Constant) for tensor in named)
-
-
-def _count(graph: gs.Graph) -> int:
-    """Nodes of a graph and all its subgraphs."""
-    return sum(len(part.nodes) for part in (graph, *graph.subgraphs(recursive=True)))
-
-
-def _shares(node: gs.Node) -> bool:
-    """True for a Transpose of a matrix or larger constant that has other readers."""
-    if node.op != "Transpose":
-        return False
-    source = node.inputs[0]
-    return isinstance(source, gs.Constant) and len(source.shape) > 1 and len(source.outputs) > 1
 
 
 def _made_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:

@@ -8,9 +8,9 @@ from small_graphs import assert_same_outputs, f, infos, initializers, model, nod
 
 from amq_onnx.passes.base import run
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
+from amq_onnx.passes.fold_constants import FoldConstants
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.kernels import is_integer
-from amq_onnx.passes.normalize import FoldConstants
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.quantizer.encoding import Encoding

@@ -14,7 +14,6 @@ from small_graphs import (
     initializers,
     model,
     node,
-    operators,
 )
 
 from amq_onnx.errors import ModelError
@@ -22,7 +21,6 @@ from amq_onnx.passes.base import run
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
     DropIdentities,
-    FoldConstants,
     MeansToPooling,
     require_float,
 )
@@ -161,37 +159,6 @@ class TestMeansToPooling:
             {"y": ["n", 1, None, None]},
         )
         assert_left_alone(MeansToPooling(), before)
-
-
-class TestFoldConstants:
-    def test_a_transposed_and_scaled_weight_is_computed(self):
-        nodes = [
-            node("Transpose", "w", "t", perm=[1, 0]),
-            node("Mul", "t s", "v"),
-            node("MatMul", "x v", "y"),
-        ]
-        weights = {"w": f(4, 6), "s": np.float32(0.3)}
-        before = model(nodes, {"x": ["n", 6]}, {"y": None}, weights)
-        after = assert_rewrites(FoldConstants(), before, ["MatMul"], {"x": f(2, 6)})
-        np.testing.assert_array_equal(initializers(after)["v"], weights["w"].T * weights["s"])
-
-    def test_what_depends_on_an_input_stays(self):
-        nodes = [node("Mul", "x s", "v"), node("Neg", "v", "y")]
-        assert_left_alone(FoldConstants(), model(nodes, {"x": [3]}, {"y": [3]}, {"s": np.float32(2)}))
-
-    def test_the_shape_of_a_free_dimension_is_not_frozen(self):
-        nodes = [node("Shape", "x", "s"), node("ConstantOfShape", "s", "z"), node("Add", "x z", "y")]
-        before = model(nodes, {"x": ["n", 3]}, {"y": None})
-        after = run(before, [FoldConstants()])
-        for count in (1, 4):
-            assert_same_outputs(before, after, {"x": f(count, 3)})
-
-    def test_a_result_that_would_bloat_the_file_stays_computed(self):
-        nodes = [node("Expand", "one shape", "big"), node("Add", "x big", "y")]
-        constants = {"one": np.float32(1), "shape": np.array([17_000_000])}  # 68 MB
-        after = run(model(nodes, {"x": [1]}, {"y": None}, constants), [FoldConstants()])
-        assert operators(after) == ["Expand", "Add"]
-        assert after.ByteSize() < 1000
 
 
 class TestRequireFloat:

@@ -6,9 +6,10 @@ from onnx import TensorProto, helper
 from small_graphs import assert_same_outputs, f, infos, model, node, operators
 
 from amq_onnx.passes.base import run
+from amq_onnx.passes.fold_constants import FoldConstants
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
-from amq_onnx.passes.normalize import ConstantsToInitializers, FoldConstants
+from amq_onnx.passes.normalize import ConstantsToInitializers
 from amq_onnx.passes.subgraphs import subgraphs
 from amq_onnx.rewriting import prepare
 
