@@ -32,7 +32,7 @@ class FoldConstants(Pass):
         grown = {name for part in graphs for name in _grown(part)}
 
         def stays(node: gs.Node) -> bool:  # of a copy of the graph, where names are the same
-            return node.outputs[0].name in grown or _shares(node)
+            return any(made.name in grown for made in node.outputs) or _shares(node)
 
         if not any(_foldable(node) and not stays(node) for part in graphs for node in part.nodes):
             return False
@@ -63,8 +63,8 @@ def _shares(node: gs.Node) -> bool:
 
 
 def _grown(graph: gs.Graph) -> set[str]:
-    """First results of the nodes of one graph that make more elements than the constants that these come from have, and
-    so does all that is computed from them alone."""
+    """Results in one graph that have more elements than the constants that they come from, where all that is computed
+    from them alone has more as well."""
     sources: dict[int, dict[int, int]] = {}
     for node in graph.nodes:
         found = _sources(node, sources)
@@ -75,10 +75,9 @@ def _grown(graph: gs.Graph) -> set[str]:
         if id(node) not in sources:
             continue
         readers = [reader for made in node.outputs for reader in made.outputs if id(reader) in sources]
-        made = sum(_elements(tensor) for tensor in node.outputs)
-        large = made > max(_FEW_ELEMENTS, sum(sources[id(node)].values()))
-        if large and all(reader.outputs[0].name in grown for reader in readers):
-            grown.add(node.outputs[0].name)
+        large = sum(_elements(made) for made in node.outputs) > max(_FEW_ELEMENTS, sum(sources[id(node)].values()))
+        if large and all(made.name in grown for reader in readers for made in reader.outputs):
+            grown.update(made.name for made in node.outputs)
     return grown
 
 

@@ -100,3 +100,19 @@ def test_both_a_large_and_a_small_result_of_one_constant():
     after = run(onnx.shape_inference.infer_shapes(before), [FoldConstants()])
     assert_same_outputs(before, after, {"x": f(40, 30)})
     assert "ReduceMean" not in operators(after)
+
+
+def test_shapes_in_front_of_what_stays():
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "n"),
+        node("Unsqueeze", "n zeros", "ns"),
+        node("Concat", "ns ns", "square", axis=0),
+        node("Expand", "one square", "large"),
+        node("MatMul", "large x", "y"),
+    ]
+    constants = {"zero": np.array(0), "zeros": np.array([0]), "one": f(1, 1)}
+    before = onnx.shape_inference.infer_shapes(model(nodes, {"x": [30, 4]}, {"y": None}, constants), data_prop=True)
+    after = run(before, [FoldConstants()])
+    assert operators(after) == ["Expand", "MatMul"]
+    assert_same_outputs(before, after, {"x": f(30, 4)})
