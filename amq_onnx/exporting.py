@@ -17,6 +17,7 @@ import torch
 
 from amq_onnx.errors import UsageError
 from amq_onnx.model.file import read_model, write_model
+from amq_onnx.passes.strip import drop_source_lines
 
 
 def export(
@@ -99,7 +100,9 @@ def export(
             raise UsageError(
                 f"torch made no valid model of --opset {opset}, give a newer one: {_reason(error)}"
             ) from error
-        write_model(read_model(temporary), path)
+        exported = read_model(temporary)
+    drop_source_lines(exported)
+    write_model(exported, path)
     return free
 
 

@@ -3,8 +3,8 @@
     AMQ_DATA=... python benchmarks/evidence_runs.py [--networks A,B] [--settings A,B] [--seeds 3]
 
 A file for each network, setting and seed, which is left alone where it is there; then `make evidence` writes the page.
-The networks of the digits need no AMQ_DATA; those that
-aren't there (models/README.md says how to train them) are left out.
+The networks of the digits need no AMQ_DATA; those that aren't there (models/README.md says how to train them) are left
+out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _cifar(path: str) -> Network:
 
 NETWORKS = {
     **{f"digits-{kind}": _digits(kind) for kind in ("resnet", "inception", "squeezenext", "transformer")},
-    **{f"cifar-{kind}": _cifar(f"{_TRAINED}/cifar_{kind}.onnx") for kind in ("residual", "inception", "squeezenext")},
+    **{f"cifar-{kind}": _cifar(f"{_TRAINED}/cifar_{kind}.onnx") for kind in ("residual", "inception")},
+    "cifar-squeezenext": _cifar(f"{RESULTS}/cifar_squeezenext.onnx"),
     "resnet20": _cifar(f"{os.environ.get('AMQ_DATA', '')}/resnet20_cifar10_op20.onnx"),
     "mobilenetv2": Network(
         f"{os.environ.get('AMQ_DATA', '')}/mobilenetv2_imagenet_op20.onnx",
@@ -60,7 +61,7 @@ NETWORKS = {
         ("--curvature-samples", "64"),
     ),
     "retinanet": Network(
-        f"{_TRAINED}/retinanet_small.onnx",
+        f"{RESULTS}/retinanet_small.onnx",
         f"{_MODELS}/scenes.py:calibration",
         f"{_MODELS}/scenes.py:test",
         (

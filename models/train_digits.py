@@ -22,7 +22,7 @@ from digits import Batch, split
 from digits_networks import DigitsInception, DigitsLSTM, DigitsResNet, DigitsSqueezeNext, DigitsTransformer
 from torch import Tensor, nn
 
-from amq_onnx.passes.strip import strip_exporter_metadata
+from amq_onnx.passes.strip import drop_source_lines, strip_exporter_metadata
 
 SEED = 0
 BATCH = 64
@@ -96,10 +96,7 @@ def export(network: nn.Module, path: Path, opset: int, bare: bool) -> None:
             verbose=False,
         )
         model = onnx.load(exported)
-    for node in model.graph.node:
-        kept = [entry for entry in node.metadata_props if entry.key != "pkg.torch.onnx.stack_trace"]
-        del node.metadata_props[:]
-        node.metadata_props.extend(kept)
+    drop_source_lines(model)
     if bare:
         model = strip_exporter_metadata(model)
         del model.metadata_props[:]

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import onnx
 
+from amq_onnx.passes.subgraphs import subgraphs
+
 # Exporters keep their own notes on a graph under these keys (torch writes 9 KB of signatures).
 _EXPORTER_KEYS = ("pkg.torch.", "pkg.onnxscript.")
+_SOURCE_LINES = "pkg.torch.onnx.stack_trace"
 # Attributes whose default depends on the rank, so that the operator's schema names none.
 _ALL_ONES = frozenset({"strides", "dilations"})
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
+
+
+def drop_source_lines(model: onnx.ModelProto) -> None:
+    """Take out of `model` the source lines that torch notes for every node: their paths are those of one machine, and
+    the file would depend on the folder that it was written from."""
+    for graph in (model.graph, *subgraphs(model.graph)):
+        for node in graph.node:
+            kept = [entry for entry in node.metadata_props if entry.key != _SOURCE_LINES]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
 
 
 def strip_exporter_metadata(model: onnx.ModelProto) -> onnx.ModelProto:

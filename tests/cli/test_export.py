@@ -85,6 +85,7 @@ def test_export(amq, tmp_path, networks_module, callable_name, asked, names, bat
     assert ran.code == 0, ran.err
     model = onnx.load(out)
     onnx.checker.check_model(model, full_check=True)
+    assert b"exported_networks.py" not in out.read_bytes()
     (value,) = model.graph.input
     assert names in (None, [value.name, model.graph.output[0].name])
     first = value.type.tensor_type.shape.dim[0]
