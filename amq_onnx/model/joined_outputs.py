@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,18 @@ class _Shapes:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._values = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
 
-    def __call__(self, name: str) -> list[int | None]:
-        """The sizes of tensor `name`, None for one that isn't known; empty where none is."""
+    def rank(self, name: str) -> int:
+        """How many dimensions tensor `name` has; 0 where that isn't known."""
+        return len(self._sizes(name))
+
+    def size(self, name: str, axis: int) -> int | None:
+        """The size of tensor `name` along `axis`; None where it isn't known, or there is no such axis."""
+        sizes = self._sizes(name)
+        return sizes[axis].dim_value if axis < len(sizes) and sizes[axis].HasField("dim_value") else None
+
+    def _sizes(self, name: str) -> Sequence[onnx.TensorShapeProto.Dimension]:
         value = self._values.get(name)
-        sizes = value.type.tensor_type.shape.dim if value is not None else ()
-        return [size.dim_value if size.HasField("dim_value") else None for size in sizes]
+        return value.type.tensor_type.shape.dim if value is not None else ()
 
 
 def _joint(graph: Producers, shapes: _Shapes, name: str) -> Joint | None:
@@ -93,21 +100,20 @@ def _joint(graph: Producers, shapes: _Shapes, name: str) -> Joint | None:
     if inside is None:
         return None
     if node.op_type == "Transpose":
-        rank = len(shapes(node.input[0]))
-        order = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), list(range(rank))[::-1])
+        turned = list(range(shapes.rank(node.input[0])))[::-1]
+        order = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), turned)
         return Joint(order.index(inside.axis), inside.sizes) if inside.axis in order else None
-    before, after = shapes(node.input[0]), shapes(name)
-    kept = node.op_type not in _RESHAPED or before[inside.axis] == (after + [None] * len(before))[inside.axis]
+    kept = node.op_type not in _RESHAPED or shapes.size(name, inside.axis) == sum(inside.sizes)
     return inside if kept else None
 
 
 def _of_concat(graph: Producers, shapes: _Shapes, node: onnx.NodeProto) -> Joint | None:
-    rank = len(shapes(node.output[0]))
+    rank = shapes.rank(node.output[0])
     if not rank:
         return None
     axis = attribute(node, "axis", 1) % rank
     if any(graph.scores(part, TAKES) is not None for part in node.input):
-        sizes = [shape[axis] if len(shape := shapes(part)) == rank else None for part in node.input]
+        sizes = [shapes.size(part, axis) for part in node.input]
         known = tuple(size for size in sizes if size is not None)
         return Joint(axis, known) if len(known) == len(sizes) > 1 else None
     parts = {_joint(graph, shapes, part) for part in node.input}
