@@ -48,11 +48,13 @@ from amq_onnx.passes.normalize import (
 from amq_onnx.passes.outputs_apart import OutputsApart
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
+from amq_onnx.passes.prelu_codes import PReluOnCodes
 from amq_onnx.passes.readers_apart import ReadersApart
 from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.share_dequantized import ShareDequantized
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
+from amq_onnx.passes.uniform_prelu import UniformPRelu
 from amq_onnx.passes.widen_groups import WidenGroups
 from amq_onnx.passes.widen_half import WidenHalf
 from amq_onnx.quantizer.encoding import Encoding, Widths
@@ -66,7 +68,7 @@ _FOLDING = (
 )  # fmt: skip
 _PREPARATION = (
     FreeBatch(), FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(),
-    SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
+    UniformPRelu(), SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
 )  # fmt: skip
 # A file format that all runtimes read which read our files' operator sets: they refuse formats newer than themselves.
 _OLD_IR_VERSION = 8
@@ -256,8 +258,8 @@ def lower(
     if target.for_onnxruntime:
         fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem)]
         fitted += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
-        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), ShareDequantized(prepared.stem)]
-        fitted += [HalveConstants(prepared.stem)]
+        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), PReluOnCodes(prepared.stem)]
+        fitted += [ShareDequantized(prepared.stem), HalveConstants(prepared.stem)]
         passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]
     model = run(quantized, passes)
     if not keep_metadata:

@@ -13,8 +13,9 @@ from amq_onnx.passes.base import is_standard
 from amq_onnx.passes.hard_sigmoid_codes import is_hard_sigmoid
 from amq_onnx.passes.kernels import ABSORBED, behind_absorbed
 from amq_onnx.passes.place import is_carrier
+from amq_onnx.passes.prelu_codes import has_constant_slopes
 
-# Operators that compute on codes where all they read and write is quantized.
+# Operators that compute on codes where all they read and write is quantized; so does PRelu (PReluOnCodes).
 JOINS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
 
 
@@ -134,24 +135,24 @@ def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
 
 def _quantized_joins(graph: gs.Graph, anchors: set[int]) -> set[int]:
     """Ids of the joins that lie between quantized operators: all inputs from one, an output to one."""
-    joins = {
-        id(node): node
-        for node in graph.nodes
-        if node.op in JOINS
-        and not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
-        and not _breaks_between_codes(node.outputs[0])
-    }
+    joins = {id(node): node for node in graph.nodes if _is_join(node) and not _breaks_between_codes(node.outputs[0])}
     changed = True
     while changed:
         quantized = anchors | set(joins)
         changed = False
         for key, node in list(joins.items()):
-            fed = all(_from_quantized(_in_front(node, tensor), quantized) for tensor in node.inputs)
-            read = any(_to_quantized(tensor, quantized) for tensor in node.outputs)
-            if not (fed and read):
+            read = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
+            fed = all(_from_quantized(_in_front(node, tensor), quantized) for tensor in read)
+            if not (fed and any(_to_quantized(tensor, quantized) for tensor in node.outputs)):
                 del joins[key]
                 changed = True
     return set(joins)
+
+
+def _is_join(node: gs.Node) -> bool:
+    if has_constant_slopes(node):
+        return True
+    return node.op in JOINS and not any(isinstance(tensor, gs.Constant) for tensor in node.inputs)
 
 
 def _breaks_between_codes(tensor: gs.Tensor) -> bool:
