@@ -2,11 +2,11 @@
 
     AMQ_DATA=... python benchmarks/models.py [NAME ...] [--out out/models.json]
 
-Magika (file types), PP-OCRv4's recogniser and detector, Silero VAD; InceptionV3, SqueezeNext, ResNeXt50,
-EfficientNet-B0, MobileNetV3 and a vision transformer with random weights (whose score is the cosine of their outputs),
-and the networks of models/. A row has the options beside the size, bytes and their share of the float file, mean bits
-of a weight, the score of the float model and of the file, latency relative to float, seconds and peak memory of the
-whole command, and what stayed float.
+Magika (file types), PP-OCRv4's recogniser and detector, a YOLOv8n (NudeNet), Silero VAD; InceptionV3, SqueezeNext,
+ResNeXt50, EfficientNet-B0, MobileNetV3 and a vision transformer with random weights (whose score is the cosine of their
+outputs), and the networks of models/. A row has the options beside the size, bytes and their share of the float file,
+mean bits of a weight, the score of the float model and of the file, latency relative to float, seconds and peak memory
+of the whole command, and what stayed float.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import file_types
 import speech
 import text_lines
 import torch
+import yolov8n
 from command import amq
 
 from amq_onnx.exporting import export
@@ -119,6 +120,8 @@ CASES = (
     Case("ppocr detector", lambda folder: text_lines.detector(),
          ((".26", "--relative-error", "0.1"), (".18",)),
          _script("text_lines.py:pages"), _script("text_lines.py:test_pages"), _script("text_lines.py:line_f1")),
+    Case("yolov8n", lambda folder: yolov8n.model(), ((".26", "--tune", "none"), (".15", "--tune", "none")),
+         _script("yolov8n.py:calibration"), _script("yolov8n.py:test"), _script("yolov8n.py:average_precision")),
     Case("silero vad", lambda folder: speech.model(), ((".26",), (".18",)),
          _script("speech.py:calibration"), _script("speech.py:test"), _script("speech.py:area"), _fed_back),
     _structure("inceptionv3", partial(_pytorchcv, "inceptionv3", "inceptionv3"), 299, (".15", *_RANDOM)),

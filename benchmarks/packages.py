@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # Versions whose files the benchmarks' figures belong to.
-VERSIONS = {"magika": "1.0.3", "rapidocr-onnxruntime": "1.4.4", "silero-vad": "6.2.3"}
+VERSIONS = {"magika": "1.0.3", "nudenet": "3.4.2", "rapidocr-onnxruntime": "1.4.4", "silero-vad": "6.2.3"}
 
 
 def package_file(package: str, path: str) -> Path:

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,26 @@ def data_folder() -> Path:
     return folder
 
 
+def _pictures(file: str, split: str) -> Iterator[Image.Image]:
+    """The pictures of an archive of JPEGs."""
+    with np.load(data_folder() / file, allow_pickle=False) as archive:
+        blob, offsets = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offsets"]
+    for start, end in pairwise(offsets):
+        yield Image.open(io.BytesIO(blob[start:end])).convert("RGB")
+
+
+def photographs(split: str) -> Iterator[Image.Image]:
+    """ImageNet's, 224x224: 400 to calibrate on, 600 to test with."""
+    return _pictures("imagenet_sample_224.npz", split)
+
+
 def _images(file: str, split: str, limit: int | None = None, *, labels: bool) -> Iterator[Batch]:
     """Batches of normalised images [n, 3, H, W] of an archive of JPEGs."""
     with np.load(data_folder() / file, allow_pickle=False) as archive:
-        blob, offsets = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offsets"]
         classes = archive[f"{split}_labels"][:limit]
+    pictures = _pictures(file, split)
     for start in range(0, len(classes), _CHUNK):
-        chosen = range(start, min(start + _CHUNK, len(classes)))
-        pixels = [Image.open(io.BytesIO(blob[offsets[i] : offsets[i + 1]])).convert("RGB") for i in chosen]
+        pixels = list(islice(pictures, min(_CHUNK, len(classes) - start)))
         scaled = (np.stack([np.asarray(image) for image in pixels]).astype(np.float32) / 255 - _MEAN) / _DEVIATION
         batch: Batch = {"input": np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))}
         if labels:

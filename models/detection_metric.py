@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ SIDE = 128
 _MOST = 100
 _LOWEST = 0.05
 _NMS_OVERLAP = 0.5
+
+Detections = tuple[NDArray[np.intp], Floats, Floats]
+"""Of one image: classes [n], scores [n] and boxes [n, 4], x1, y1, x2, y2."""
 
 
 def mean_average_precision(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
@@ -40,16 +43,25 @@ def average_precisions(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]
     anchors = SMALL.boxes(SIDE, SIDE)
     if scores.shape[1] != len(anchors):
         raise ValueError(f"scenes of {SIDE}x{SIDE} px have {len(anchors)} anchors, but the scores {scores.shape[1]}")
-    found = [
+    found = [detections(logits, decode(moved, anchors)) for logits, moved in zip(scores, offsets, strict=True)]
+    return precisions_of(found, labels, scores.shape[2])
+
+
+def precisions_of(found: Sequence[Detections], labels: NDArray[Any], classes: int) -> tuple[float, float]:
+    """AP over overlaps of .5 to .95, and that of .5 alone, of what was found in each image.
+
+    labels: see `mean_average_precision`.
+    """
+    rows = [
         {"image_id": image, "category_id": int(kind), "bbox": _corner_and_size(box), "score": float(score)}
-        for image in range(len(scores))
-        for kind, score, box in zip(*detections(scores[image], decode(offsets[image], anchors)), strict=True)
+        for image, each in enumerate(found)
+        for kind, score, box in zip(*each, strict=True)
     ]
-    if not found:
+    if not rows:
         return 0.0, 0.0
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _truth(labels, scores.shape[2])
-        evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+        truth = _truth(labels, classes)
+        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     # Overlap, recall, class, objects of all sizes, 100 boxes an image; -1 where a class has no objects.
@@ -57,8 +69,8 @@ def average_precisions(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]
     return _mean(precision), _mean(precision[0])
 
 
-def detections(scores: Floats, boxes: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
-    """Classes [n], scores [n] and boxes [n, 4] of one image after non-maximum suppression within each class.
+def detections(scores: Floats, boxes: Floats) -> Detections:
+    """What is found in one image, after non-maximum suppression within each class.
 
     scores: logits [anchors, classes]; boxes: [anchors, 4].
     """
