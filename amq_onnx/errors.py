@@ -43,3 +43,8 @@ class ProviderError(AMQError):
     """The execution provider asked for isn't there or fell back (exit code 4)."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException, otherwise: str = "unknown reason") -> str:
+    """The first line of what a library says went wrong; `otherwise` where it says nothing."""
+    return (str(error).strip().splitlines() or [otherwise])[0]

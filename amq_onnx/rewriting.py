@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference, version_converter
 
 from amq_onnx.code_operators import CodeOperators, find_code_operators
-from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.errors import ModelError, UsageError, first_line
 from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, linear_layers
 from amq_onnx.model.sites import Sites, WeightSite, find_readers_of_codes, find_sites
@@ -288,7 +288,7 @@ def _convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         return on_skeleton(model, lambda light: version_converter.convert_version(light, opset))
     except (RuntimeError, ValueError, EncodeError, onnx.checker.ValidationError) as error:
-        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        reason = first_line(error)
         raise ModelError(f"the model can't be converted to opset {opset}: {reason}") from error
 
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from amq_onnx.errors import AMQError, ModelError
+from amq_onnx.errors import AMQError, ModelError, first_line
 from amq_onnx.passes.subgraphs import restore_captured
 from amq_onnx.skeleton import check_whole, tensor_bytes
 
@@ -84,7 +84,7 @@ def run(
         except AMQError:
             raise
         except Exception as error:
-            raise ModelError(f"pass {name} failed: {_first_line(error)}") from error
+            raise ModelError(f"pass {name} failed: {first_line(error, type(error).__name__)}") from error
         if changed:
             rewritten = gs.export_onnx(graph, do_type_check=False)
             _restore(model, rewritten)
@@ -105,7 +105,7 @@ def check(model: onnx.ModelProto, when: str) -> None:
     try:
         check_whole(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"the model is not valid ONNX {when}: {_first_line(error)}") from error
+        raise ModelError(f"the model is not valid ONNX {when}: {first_line(error, type(error).__name__)}") from error
 
 
 def _interface(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
@@ -161,8 +161,3 @@ def _restore_nodes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
         node.metadata_props.extend(original.metadata_props)
         if original.HasField("overload"):
             node.overload = original.overload
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper
 
-from amq_onnx.errors import ModelError, UsageError
+from amq_onnx.errors import ModelError, UsageError, first_line
 from amq_onnx.model.node_order import sort_nodes
 from amq_onnx.passes.subgraphs import subgraphs
 from amq_onnx.skeleton import check_whole, fits_one_message, skeleton, without_initializers
@@ -56,7 +56,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         _name_output_shapes(model)
         check_whole(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, EncodeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        reason = first_line(error)
         raise ModelError(f"'{path}' is not a valid ONNX model: {reason}") from error
     model.ir_version = max(model.ir_version, _CONSTANT_INITIALIZERS)
     return model

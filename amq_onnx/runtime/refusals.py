@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import onnx
 
-from amq_onnx.errors import AMQError, DataError
+from amq_onnx.errors import AMQError, DataError, first_line
 from amq_onnx.model.data import Dataset
 from amq_onnx.runtime.session import open_session
 
@@ -38,5 +38,5 @@ def _refusal(model: onnx.ModelProto, data: Dataset) -> str | None:
         try:
             session.run(None, {name: batch[name] for name in names})
         except Exception as error:  # onnxruntime's errors share no base class
-            return (str(error).strip().splitlines() or ["for an unknown reason"])[0]
+            return first_line(error)
     return None

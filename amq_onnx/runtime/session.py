@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from amq_onnx.errors import ModelError, ProviderError, UsageError
+from amq_onnx.errors import ModelError, ProviderError, UsageError, first_line
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -93,7 +93,7 @@ def open_session(
         # Its own fallback to the CPU, here and in a run, would print to standard output and go on.
         session = onnxruntime.InferenceSession(source, settings, providers=chain, enable_fallback=0)
     except Exception as error:  # onnxruntime's errors share no base class
-        line = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        line = first_line(error)
         if provider != "cpu" and isinstance(error, (RuntimeError, ValueError)):
             raise ProviderError(f"execution provider '{provider}' didn't start: {line}") from error
         raise ModelError(f"onnxruntime refuses {name}: {line}") from error

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from amq_onnx.calibration import Progress
-from amq_onnx.errors import DataError, GateError, ModelError, UsageError
+from amq_onnx.errors import DataError, GateError, ModelError, UsageError, first_line
 from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import file_bytes
 from amq_onnx.model.joined_outputs import apart, joined_outputs
@@ -283,7 +283,7 @@ def _run(session: Any, names: list[str], batch: Batch) -> dict[str, np.ndarray]:
     try:
         made = session.run(names, feeds)
     except Exception as error:  # onnxruntime's errors share no base class
-        line = (str(error).strip().splitlines() or ["unknown reason"])[0]
+        line = first_line(error)
         raise ModelError(f"onnxruntime failed to run the model: {line}") from error
     found: dict[str, np.ndarray] = {}
     for name, value in zip(names, made, strict=True):
