@@ -58,6 +58,15 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The skeleton of `model` with all types and shapes that onnx's inference can tell; those declared if it fails."""
+    bare = skeleton(model)
+    try:
+        return onnx.shape_inference.infer_shapes(bare)
+    except Exception:  # inference is a courtesy
+        return bare
+
+
 def on_skeleton(model: onnx.ModelProto, rewrite: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
     """What `rewrite` makes of `model`'s skeleton, with the tensors back in it, in the model's order."""
     rewritten = rewrite(skeleton(model))

@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 
-from amq_onnx.skeleton import skeleton
+from amq_onnx.skeleton import inferred
 
 FLOATS = frozenset(
     {
@@ -115,10 +115,6 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """The ONNX element type of every tensor of `model` and its subgraphs that type inference can tell."""
     types: dict[str, int] = {}
     _collect(model.graph, types)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton(model))
-    except Exception:  # inference is a courtesy: what it can't tell, the declared types and the tensors do
-        return types
-    _collect(inferred.graph, types)
+    _collect(inferred(model).graph, types)
     _collect(model.graph, types)
     return types

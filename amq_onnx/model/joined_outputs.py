@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from amq_onnx.model.producers import TAKES, Producers, attribute
-from amq_onnx.skeleton import skeleton
+from amq_onnx.skeleton import inferred
 
 # Operators that leave the dimension in which things are joined where it is, if its size and those in front stay.
 _RESHAPED = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
@@ -53,18 +53,9 @@ def joined_outputs(model: onnx.ModelProto) -> dict[str, Joint]:
     makers = (graph.behind(output.name) for output in model.graph.output)
     if not any(maker is not None and maker.op_type == "Concat" for maker in makers):
         return {}
-    shapes = _Shapes(_inferred(model))
+    shapes = _Shapes(inferred(model))
     found = {output.name: _joint(graph, shapes, output.name) for output in model.graph.output}
     return {name: joint for name, joint in found.items() if joint is not None}
-
-
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without its weights and with all shapes that can be told."""
-    bare = skeleton(model)
-    try:
-        return onnx.shape_inference.infer_shapes(bare)
-    except Exception:  # inference is a courtesy: what it can't tell, the declared shapes do
-        return bare
 
 
 class _Shapes:
