@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.names import free_names
+from amq_onnx.quantizer.activation_ranges import activation_encoding
+from amq_onnx.quantizer.affine import quantize
 
 _CODES = np.iinfo(np.uint8)
 
@@ -57,7 +59,10 @@ class PReluOnCodes(Pass):
                 made("DequantizeLinear", [made("Clip", [codes, *bounds]), scale, zero])
                 for bounds in ((zero, ends[1]), (ends[0], zero))
             )
-            factor = made("DequantizeLinear", [constant(each) for each in _as_codes(node.inputs[1].values)])
+            slopes = np.atleast_1d(node.inputs[1].values)
+            encoding = activation_encoding(float(slopes.min(initial=0)), float(slopes.max(initial=0)), 8)
+            parts = quantize(slopes, encoding).astype(np.uint8), encoding.scale, np.array(encoding.zero_point, np.uint8)
+            factor = made("DequantizeLinear", [constant(each) for each in parts])
             node.outputs.clear()
             for quantizer in quantizers:
                 parameters = quantizer.inputs[1:]
@@ -68,7 +73,7 @@ class PReluOnCodes(Pass):
 
 
 def has_constant_slopes(node: gs.Node) -> bool:
-    """True for a PRelu that PReluOnCodes can write otherwise."""
+    """True for a PRelu of which it is known what it multiplies with."""
     return node.op == "PRelu" and is_standard(node) and isinstance(node.inputs[1], gs.Constant)
 
 
@@ -87,12 +92,3 @@ def _has_code(parameters: Sequence[gs.Tensor]) -> bool:
         return False
     scale, zero_point = (each.values for each in parameters[:2])
     return bool(scale.ndim == 0 and zero_point.dtype == np.uint8)
-
-
-def _as_codes(values: NDArray[np.float32]) -> tuple[NDArray[np.generic], ...]:
-    """Codes, scale and zero point of numbers, in a range that holds 0."""
-    low, high = values.min(initial=0.0), values.max(initial=0.0)
-    scale = np.float32((high - low) / _CODES.max or 1.0)
-    zero_point = round(-float(low) / float(scale))
-    codes = np.clip(np.rint(values / scale) + zero_point, _CODES.min, _CODES.max)
-    return np.asarray(codes, np.uint8), np.asarray(scale), np.array(zero_point, np.uint8)

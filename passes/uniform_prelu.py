@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass, is_standard
+from amq_onnx.passes.base import Pass
+from amq_onnx.passes.prelu_codes import has_constant_slopes
 
 
 class UniformPRelu(Pass):
@@ -21,9 +22,9 @@ class UniformPRelu(Pass):
         """See the class."""
         changed = False
         for node in graph.nodes:
-            slopes = node.inputs[1] if node.op == "PRelu" and is_standard(node) else None
-            if not isinstance(slopes, gs.Constant) or not slopes.values.size:
+            if not has_constant_slopes(node) or not node.inputs[1].values.size:
                 continue
+            slopes = node.inputs[1]
             alpha = slopes.values.reshape(-1)[0]
             if not (slopes.values == alpha).all() or not _fits(node.inputs[0], slopes):
                 continue
