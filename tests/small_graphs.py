@@ -67,6 +67,13 @@ def session(proto, level="DISABLE_ALL", exact=True, optimized_file=None):
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
+def operators_run(proto, folder, level="ENABLE_ALL"):
+    """The operators that onnxruntime makes of a model when it loads it."""
+    path = folder / "optimized.onnx"
+    session(proto, level, optimized_file=path)
+    return operators(onnx.load(path))
+
+
 def outputs(proto, feeds, level="DISABLE_ALL"):
     return session(proto, level).run(None, feeds)
 

@@ -1,9 +1,8 @@
 """Relu and Clip that stay float behind integer kernels."""
 
 import numpy as np
-import onnx
 import pytest
-from small_graphs import assert_same_outputs, f, model, node, operators, session
+from small_graphs import assert_same_outputs, f, model, node, operators, operators_run
 
 from amq_onnx.passes.base import run
 from amq_onnx.passes.max_for_relu import MaxForRelu
@@ -33,11 +32,6 @@ def product(*behind, outputs=("y",), operator="MatMul"):
     return model(nodes, {"x": [5, 6]}, dict.fromkeys(outputs), held)
 
 
-def runs(proto, folder):
-    session(proto, "ENABLE_EXTENDED", optimized_file=folder / "optimized.onnx")
-    return operators(onnx.load(folder / "optimized.onnx"))
-
-
 @pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
 @pytest.mark.parametrize(
     ("bound", "made"),
@@ -53,8 +47,9 @@ def test_the_product_runs_on_integers(bound, made, operator, tmp_path):
     found = run(proto, [MaxForRelu()])
     assert sorted(operators(found)[4:]) == sorted([*made, "Exp"])
     assert_same_outputs(proto, found, FEEDS)
-    assert "MatMulIntegerToFloat" in runs(found, tmp_path) or "QGemm" in runs(found, tmp_path)
-    assert {"MatMul", "Gemm", "FusedGemm"} & set(runs(proto, tmp_path))  # what the pass is there for
+    first, second = (operators_run(each, tmp_path, "ENABLE_EXTENDED") for each in (proto, found))
+    assert "MatMulIntegerToFloat" in second or "QGemm" in second
+    assert {"MatMul", "Gemm", "FusedGemm"} & set(first)  # what the pass is there for
     assert run(found, [MaxForRelu()]) == found
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from cli.networks import build, noise, save, scaled
 from quantized_files import relative_noise
-from small_graphs import assert_left_alone, assert_same_outputs, f, model, node, operators, session
+from small_graphs import assert_left_alone, assert_same_outputs, f, model, node, operators, operators_run
 
 from amq_onnx.cli.main import main
 from amq_onnx.passes.base import run
@@ -75,5 +75,4 @@ def test_files_with_rounded_outputs(tmp_path, asked, integer):
     assert list(written.graph.output) == list(network.graph.output)
     for output in ("image", "numbers"):
         assert relative_noise(network, files[0], {"x": noise(5, 8, 3, 8, 8)}, output) < (0.05 if asked else 0.02)
-    session(written, "ENABLE_EXTENDED", optimized_file=tmp_path / "o.onnx")
-    assert operators(onnx.load(tmp_path / "o.onnx")).count("QLinearConv") == integer
+    assert operators_run(written, tmp_path, "ENABLE_EXTENDED").count("QLinearConv") == integer

@@ -1,9 +1,8 @@
 """Float operators that read the same codes: one float tensor, what onnxruntime joins behind it, what stays."""
 
 import numpy as np
-import onnx
 import pytest
-from small_graphs import assert_left_alone, assert_same_outputs, f, model, node, operators, session
+from small_graphs import assert_left_alone, assert_same_outputs, f, model, node, operators, operators_run
 
 from amq_onnx.passes.base import run
 from amq_onnx.passes.share_dequantized import ShareDequantized
@@ -53,18 +52,13 @@ def network(*nodes, outputs=("yd",)):
     return model(made, {"x": ["n", 4, 8]}, dict.fromkeys(outputs), constants)
 
 
-def run_by_onnxruntime(proto, folder):
-    session(proto, "ENABLE_ALL", optimized_file=folder / "optimized.onnx")
-    return operators(onnx.load(folder / "optimized.onnx"))
-
-
 @pytest.mark.parametrize(("nodes", "kind"), [(GELU, "Gelu"), (NORM, "LayerNormalization")], ids=["GELU", "norm"])
 def test_onnxruntime_joins_the_parts(nodes, kind, tmp_path):
     before = network(*nodes, *QUANTIZED)
-    assert kind not in run_by_onnxruntime(before, tmp_path)
+    assert kind not in operators_run(before, tmp_path)
     after = run(before, [ShareDequantized()])
     assert operators(after) == ["QuantizeLinear", "DequantizeLinear", "Clip", *operators(before)[2:]]
-    assert kind in run_by_onnxruntime(after, tmp_path)
+    assert kind in operators_run(after, tmp_path)
     assert_same_outputs(before, after, {"x": f(3, 4, 8)})
     assert run(after, [ShareDequantized()]) is after
 
@@ -74,7 +68,7 @@ def test_integer_kernels_keep_their_own(tmp_path):
     after = run(before, [ShareDequantized()])
     (product,) = [item for item in after.graph.node if item.op_type == "MatMul"]
     assert product.input[0] == "d"
-    assert "MatMulIntegerToFloat" in run_by_onnxruntime(after, tmp_path)
+    assert "MatMulIntegerToFloat" in operators_run(after, tmp_path)
     assert_same_outputs(before, after, {"x": f(3, 4, 8)})
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from small_graphs import operators, outputs, session
+from small_graphs import operators_run, outputs, session
 
 from .networks import QuantizedNetwork
 
@@ -38,12 +38,9 @@ def test_the_written_file_is_the_simulated_graph_but_for_the_rounding_of_biases(
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(1, 8), (3, 4), (5, 8), (8, 8), (7, 2)])
 def test_all_layers_run_on_integer_kernels(weight_bits, activation_bits, quantized, tmp_path):
-    import onnx
 
     _, written, _ = quantized.build(weight_bits, activation_bits)
-    path = tmp_path / "optimized.onnx"
-    session(written, "ENABLE_EXTENDED", optimized_file=path)
-    kinds = operators(onnx.load(path))
+    kinds = operators_run(written, tmp_path, "ENABLE_EXTENDED")
     assert kinds.count("QLinearConv") == 2
     assert kinds.count("QGemm") == 1
     assert kinds.count("QLinearAdd") == 1

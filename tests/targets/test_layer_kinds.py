@@ -1,12 +1,20 @@
 """Every kind of layer, from the float graph to the file: the same numbers, the exact bytes, and what runs."""
 
 import numpy as np
-import onnx
 import pytest
 import small_graphs
 import torch
 from onnx import TensorProto, helper
-from small_graphs import assert_same_outputs, f, infos, initializers, model, node, operators, outputs, session
+from small_graphs import (
+    assert_same_outputs,
+    f,
+    infos,
+    initializers,
+    model,
+    node,
+    operators_run,
+    outputs,
+)
 
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.quantizer.activation_ranges import activation_encoding, range_of_hard_sigmoid, range_of_shift
@@ -379,17 +387,13 @@ def test_weights_take_their_width_and_no_float_copy_stays(kind, bits):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_onnxruntime_runs(kind, bits, tmp_path):
-    path = tmp_path / "optimized.onnx"
-    session(Quantized(kind, bits).written, "ENABLE_EXTENDED", optimized_file=path)
-    assert sorted(operators(onnx.load(path))) == sorted(KINDS[kind][1])
+    assert sorted(operators_run(Quantized(kind, bits).written, tmp_path, "ENABLE_EXTENDED")) == sorted(KINDS[kind][1])
 
 
 @pytest.mark.parametrize("kind", ["Conv, 1-D", "Conv, the last", "Gather, tied", "Attention"])
 def test_with_float_activations_everything_is_dequantized_at_load(kind, bits, tmp_path):
     quantized = Quantized(kind, bits, activations=False)
-    path = tmp_path / "optimized.onnx"
-    session(quantized.written, "ENABLE_EXTENDED", optimized_file=path)
-    kinds = operators(onnx.load(path))
+    kinds = operators_run(quantized.written, tmp_path, "ENABLE_EXTENDED")
     assert not {"DequantizeLinear", "Cast", "Mul"} & set(kinds)
     assert_same_outputs(quantized.simulated, quantized.written, quantized.feeds)
 
