@@ -37,6 +37,7 @@ from amq_onnx.passes.inline_if import InlineConstantIf
 from amq_onnx.passes.insert_qdq import InsertQDQ
 from amq_onnx.passes.join_branches import JoinBranches
 from amq_onnx.passes.kernels import INTEGER, biased
+from amq_onnx.passes.loop_invariants import ReadInvariantsOutside
 from amq_onnx.passes.max_for_relu import MaxForRelu
 from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 from amq_onnx.passes.normalize import (
@@ -64,7 +65,8 @@ from amq_onnx.targets import TARGETS, Target
 
 # Folding a condition decides an If, and the branch taken has more to fold.
 _FOLDING = (
-    WidenHalf(), ConstantsToInitializers(), DropIdentities(), HoistConstants(), FoldConstants(), InlineConstantIf(),
+    WidenHalf(), ConstantsToInitializers(), DropIdentities(), ReadInvariantsOutside(), HoistConstants(),
+    FoldConstants(), InlineConstantIf(),
 )  # fmt: skip
 _PREPARATION = (
     FreeBatch(), FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(),

@@ -139,5 +139,7 @@ def _others(graph: gs.Graph, known: Collection[str]) -> Iterable[tuple[str, str]
 
 def _is_bias(tensor: gs.Constant, reader: gs.Node, weights: Collection[str]) -> bool:
     """Whether `reader` adds `tensor` to products with one of `weights`."""
+    if reader.op in ("GRU", "LSTM", "RNN"):
+        return reader.inputs[1].name in weights and any(read is tensor for read in reader.inputs[3:4])
     found = biased(reader)
     return found is not None and reader.inputs[found[1]] is tensor and found[0].inputs[1].name in weights

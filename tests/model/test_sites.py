@@ -146,6 +146,13 @@ class TestActivations:
         constants = {"w1": f(2, 1024), "b1": f(1024), "w2": f(1024, 1024), "b2": f(1024), "places": f(1024)}
         assert set(find_sites(model(nodes, {"x": ["n", 2]}, {"y": None}, constants)).left_float) == {"places"}
 
+    def test_the_bias_of_a_recurrent_layer_needs_no_reason(self):
+        proto = model(
+            [node("GRU", "x w r b", "y", hidden_size=192)],
+            {"x": [5, "n", 4]}, {"y": None}, {"w": f(1, 576, 4), "r": f(1, 576, 192), "b": f(1, 1152)},
+        )  # fmt: skip
+        assert find_sites(proto).left_float == {}
+
     def test_the_bias_of_a_gemm_that_is_computed_is_no_site(self):
         proto = model(
             [node("Relu", "x", "r"), node("Gemm", "r w t", "y")],

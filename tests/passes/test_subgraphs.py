@@ -9,6 +9,7 @@ from amq_onnx.passes.base import run
 from amq_onnx.passes.fold_constants import FoldConstants
 from amq_onnx.passes.hoist import HoistConstants
 from amq_onnx.passes.inline_if import InlineConstantIf
+from amq_onnx.passes.loop_invariants import ReadInvariantsOutside
 from amq_onnx.passes.normalize import ConstantsToInitializers
 from amq_onnx.passes.subgraphs import subgraphs
 from amq_onnx.rewriting import prepare
@@ -128,3 +129,70 @@ def test_a_condition_on_a_known_shape_decides():
     constants = {"one": np.array(1), "four": np.array(4), "w": f(4, 4)}
     prepared = prepare(model(nodes, SQUARE, {"y": ["n", 4]}, constants))
     assert kinds(prepared.model) == (["MatMul", "Relu"], [])
+
+
+def loop(body, inputs, outputs):
+    return helper.make_node("Loop", ["count", "", *inputs.split()], outputs.split(), body=body)
+
+
+def body(nodes, carried, outputs):
+    """A Loop's, which goes on; carried: values by name and shape; outputs: what it hands out."""
+    kept = [node("Identity", "condition", "go"), *nodes]
+    given = [("step", TensorProto.INT64, []), ("condition", TensorProto.BOOL, [])]
+    given += [(name, TensorProto.FLOAT, shape) for name, shape in carried.items()]
+    results = [helper.make_tensor_value_info("go", TensorProto.BOOL, [])]
+    results += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs.split()]
+    return helper.make_graph(kept, "body", [helper.make_tensor_value_info(*info) for info in given], results)
+
+
+COUNT = {"count": np.array(3)}
+
+
+def interface(proto):
+    (inner,) = subgraphs(proto.graph)
+    return [value.name for value in inner.input], [value.name for value in inner.output]
+
+
+def test_weights_that_a_loop_carries_are_read_outside_and_become_sites():
+    """As tf2onnx writes Keras' GRU: one handed on as it came, one through Identity, one read behind the loop too."""
+    nodes = [node("MatMul", "h w", "p"), node("Add", "p b", "q"), node("Tanh", "q", "h2"), node("Identity", "b", "b2")]
+    inner = body(nodes, {"h": ["n", 4], "w": [4, 4], "b": [4]}, "h2 w b2")
+    steps = [loop(inner, "x W B", "last w_last b_last"), node("MatMul", "last w_last", "y")]
+    before = model(steps, SQUARE, {"y": ["n", 4]}, {"W": f(4, 4), "B": f(4)} | COUNT)
+    after = run(before, [ReadInvariantsOutside()])
+    assert interface(after) == (["step", "condition", "h"], ["go", "h2"])
+    assert_same_outputs(before, after, {"x": f(3, 4)})
+    assert run(after, [ReadInvariantsOutside()]) is after
+    assert [site.name for site in prepare(before).sites.weights] == ["W"]
+
+
+def test_a_scan_too_and_what_branches_inside_it_read():
+    chosen = choose("yes", graph([node("MatMul", "h w", "t")], ["t"]), graph([node("Add", "h w", "e")], ["e"]), "p")
+    given = {"h": [4, 4], "w": [4, 4], "row": [4]}
+    inner = helper.make_graph(
+        [chosen, node("Add", "p row", "h2"), node("ReduceSum", "h2", "s", keepdims=0), node("Identity", "w", "w2")],
+        "body", infos(given), infos({"h2": [4, 4], "w2": [4, 4], "s": []}),
+    )  # fmt: skip
+    scan = helper.make_node("Scan", ["x", "W", "rows"], ["last", "w_last", "y"], body=inner, num_scan_inputs=1)
+    inputs = {"x": [4, 4], "rows": [3, 4], "yes": (TensorProto.BOOL, [])}
+    before = model([scan, node("Relu", "last", "z")], inputs, {"y": [3], "z": [4, 4]}, {"W": f(4, 4)})
+    after = run(before, [ReadInvariantsOutside()])
+    assert [value.name for value in after.graph.node[0].attribute[0].g.input] == ["h", "row"]
+    for condition in (True, False):
+        assert_same_outputs(before, after, {"x": f(4, 4), "rows": f(3, 4), "yes": np.array(condition)})
+
+
+@pytest.mark.parametrize(
+    ("outputs", "last", "results"),
+    [
+        ("h2 w w", "last w_last stacked", {"y": [4, 4]}),
+        ("h2 w", "last w_last", {"y": [4, 4], "w_last": [4, 4]}),
+        ("w h2", "last w_last", {"y": [4, 4]}),
+    ],
+    ids=["handed out twice", "an output of the graph", "two that change places"],
+)
+def test_carried_values_that_stay(outputs, last, results):
+    inner = body([node("MatMul", "h w", "p"), node("Tanh", "p", "h2")], {"h": [4, 4], "w": [4, 4]}, outputs)
+    steps = [loop(inner, "x W", last), node("Relu", "last", "y")]
+    before = model(steps, {"x": [4, 4]}, results, {"W": f(4, 4)} | COUNT)
+    assert run(before, [ReadInvariantsOutside()]) is before
