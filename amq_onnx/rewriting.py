@@ -56,6 +56,7 @@ from amq_onnx.passes.share_dequantized import ShareDequantized
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
 from amq_onnx.passes.uniform_prelu import UniformPRelu
+from amq_onnx.passes.views import JoinViews, ViewsBehindElementwise
 from amq_onnx.passes.widen_groups import WidenGroups
 from amq_onnx.passes.widen_half import WidenHalf
 from amq_onnx.quantizer.encoding import Encoding, Widths
@@ -69,8 +70,9 @@ _FOLDING = (
     FoldConstants(), InlineConstantIf(),
 )  # fmt: skip
 _PREPARATION = (
-    FreeBatch(), FoldAffine(), NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(),
-    UniformPRelu(), SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
+    FreeBatch(), ViewsBehindElementwise(), JoinViews(), FoldAffine(), NormsToConvolutions(), JoinBranches(),
+    MeansToPooling(), JoinHardSigmoids(), UniformPRelu(), SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(),
+    FoldAffineForward(), FoldLayerScale(),
 )  # fmt: skip
 # A file format that all runtimes read which read our files' operator sets: they refuse formats newer than themselves.
 _OLD_IR_VERSION = 8

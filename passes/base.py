@@ -43,6 +43,12 @@ def only_reader(node: gs.Node, outputs: set[int]) -> gs.Node | None:
     return made.outputs[0] if len(made.outputs) == 1 and id(made) not in outputs else None
 
 
+def replace_readers(tensor: gs.Tensor, by: gs.Tensor) -> None:
+    """Let every node that reads `tensor`, in subgraphs too, read `by`."""
+    for reader in list(tensor.outputs):
+        reader.inputs = [by if read is tensor else read for read in reader.inputs]
+
+
 class PassList(Pass):
     """Several passes, one after another, as one."""
 

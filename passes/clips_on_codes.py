@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass, is_standard, only_reader
+from amq_onnx.passes.base import Pass, is_standard, only_reader, replace_readers
 
 
 class ClipsOnCodes(Pass):
@@ -66,8 +66,7 @@ class ClipsOnCodes(Pass):
             bound.inputs = [codes, *kept]
             return
         bounded = gs.Variable(f"{codes.name}c", codes.dtype)
-        for reader in list(codes.outputs):
-            reader.inputs = [bounded if read is codes else read for read in reader.inputs]
+        replace_readers(codes, bounded)
         graph.nodes.append(gs.Node("Clip", "", {}, [codes, *ends], [bounded]))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, replace_readers
 from amq_onnx.passes.names import free_names
 
 # Below, the Cast and its names take what is saved.
@@ -39,8 +39,7 @@ class HalveConstants(Pass):
                 continue
             made = gs.Variable(tensor.name, np.dtype(np.float32), tensor.shape)
             stored = gs.Constant(next(names), half)
-            for reader in list(tensor.outputs):
-                reader.inputs = [made if read is tensor else read for read in reader.inputs]
+            replace_readers(tensor, made)
             casts.append(gs.Node("Cast", "", {"to": int(onnx.TensorProto.FLOAT)}, [stored], [made]))
         graph.nodes[:0] = casts
         return bool(casts)

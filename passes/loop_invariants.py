@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass, is_standard
+from amq_onnx.passes.base import Pass, is_standard, replace_readers
 
 
 class ReadInvariantsOutside(Pass):
@@ -73,14 +73,8 @@ def _is_invariant(carried: _Carried, handed_out: Counter[int]) -> bool:
 def _read_outside(carried: _Carried) -> None:
     node, body = carried.node, carried.body
     outside = node.inputs[carried.taken]
-    _replace(body.inputs[carried.taken], outside)
+    replace_readers(body.inputs[carried.taken], outside)
     if carried.last < len(node.outputs):
-        _replace(node.outputs[carried.last], outside)
+        replace_readers(node.outputs[carried.last], outside)
         del node.outputs[carried.last]
     del node.inputs[carried.taken], body.inputs[carried.taken], body.outputs[carried.handed_on]
-
-
-def _replace(tensor: gs.Tensor, by: gs.Tensor) -> None:
-    """Let all that reads `tensor` read `by`."""
-    for reader in list(tensor.outputs):
-        reader.inputs = [by if read is tensor else read for read in reader.inputs]

@@ -7,7 +7,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from amq_onnx.errors import ModelError
-from amq_onnx.passes.base import Pass
+from amq_onnx.passes.base import Pass, replace_readers
 
 
 class ConstantsToInitializers(Pass):
@@ -59,11 +59,7 @@ class DropIdentities(Pass):
                     continue
             if _made_in_subgraph(graph, node.outputs[0]):
                 continue
-            source, target = node.inputs[0], node.outputs[0]
-            for consumer in list(target.outputs):
-                for index, tensor in enumerate(consumer.inputs):
-                    if tensor is target:
-                        consumer.inputs[index] = source
+            replace_readers(node.outputs[0], node.inputs[0])
             node.outputs.clear()
             changed = True
         return changed

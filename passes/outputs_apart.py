@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.base import Pass, is_standard
+from amq_onnx.passes.base import Pass, is_standard, replace_readers
 from amq_onnx.passes.kernels import maker
 from amq_onnx.passes.names import free_names
 
@@ -28,8 +28,7 @@ class OutputsApart(Pass):
             inner = gs.Variable(next(free_names(graph, f"{output.name}_")), output.dtype, output.shape)
             last = output.inputs[0]
             last.outputs = [inner if tensor is output else tensor for tensor in last.outputs]
-            for reader in list(output.outputs):
-                reader.inputs = [inner if tensor is output else tensor for tensor in reader.inputs]
+            replace_readers(output, inner)
             graph.nodes.append(gs.Node("Identity", "", {}, [inner], [output]))
             changed = True
         return changed

@@ -1,0 +1,207 @@
+"""Transpositions and dimensions of one, as exporters of channels-last frameworks leave them around convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.base import Pass, is_standard, replace_readers
+from amq_onnx.passes.names import free_names
+
+_ELEMENTWISE = frozenset(
+    {"Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mul", "PRelu", "Pow"}
+    | {"Relu", "Sigmoid", "Softplus", "Sub", "Tanh"}
+)
+_MOVED_OVER = _ELEMENTWISE | {"Concat"}
+_VIEWS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
+_Parameters = tuple[str, tuple[int, ...]]
+_NUMBERS: tuple[Sequence[int], ...] = (
+    (),
+    (1,),
+    [],
+    [1],
+)  # shapes of constants that are what they are to any other shape
+
+
+class ViewsBehindElementwise(Pass):
+    """Lets elementwise operators read a convolution itself, not through a Transpose, Squeeze or Unsqueeze.
+
+    Before:  Conv -> Transpose(p) -> Relu -> y
+             Conv -> Squeeze -> Mul(k) -> Sigmoid -> y
+             Conv -> Transpose(p) -> Add <- Transpose(p) <- Conv;  Add -> y         so for Concat
+    After:   Conv -> Relu -> Transpose(p) -> y
+             Conv -> Mul(k') -> Sigmoid -> Squeeze -> y
+             Conv -> Add <- Conv;  Add -> Transpose(p) -> y
+
+    Factors and activations can then be folded into the convolution, whose kernel writes codes. jax2onnx leaves graphs
+    so, and tf2onnx convolutions of one dimension. Left alone: views that something else reads too, views of what no
+    convolution makes, constants that have more elements than what they are computed with along a dimension.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        changed, again = False, True
+        while again:
+            again = False
+            for node in list(graph.nodes):
+                if node.op in _MOVED_OVER and is_standard(node) and (view := _view_read(node, outputs)) is not None:
+                    graph.nodes.append(_moved_behind(graph, node, view))
+                    changed = again = True
+        return changed
+
+
+class JoinViews(Pass):
+    """Makes one Transpose of views one after another that end with as many dimensions as they began with, or none.
+
+    Before:  x [n, c, 1, l] -> Squeeze(2) -> Transpose(0, 2, 1) -> Unsqueeze(1) -> Transpose(0, 3, 1, 2) -> Conv
+             x [n, c, 1, l] -> Squeeze(2) -> Transpose(0, 2, 1) -> Unsqueeze(2) -> Transpose(0, 3, 1, 2) -> MaxPool
+    After:   x -> Conv
+             x -> Transpose(0, 1, 3, 2) -> MaxPool
+
+    onnxruntime, whose convolutions of codes are channels-last, then has one to move through the graph, or nothing. What
+    would be none stays where it makes an output of the graph.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        changed = False
+        for node in graph.nodes:
+            source, perm, length = _joined(node)
+            made = node.outputs[0]
+            if perm == tuple(range(len(perm))):
+                if length and made.outputs and id(made) not in outputs:
+                    replace_readers(made, source)
+                    changed = True
+            elif length > 1:
+                node.op, node.attrs, node.inputs = "Transpose", {"perm": list(perm)}, [source]
+                changed = True
+        return changed
+
+
+def _joined(node: gs.Node) -> tuple[gs.Tensor, tuple[int, ...], int]:
+    """The farthest tensor of which `node` and views in front of it make a transposition, which, and how many they are;
+    what `node` makes itself if there is none."""
+    farthest: tuple[gs.Tensor, tuple[int, ...], int] = node.outputs[0], (), 0
+    views: list[_Parameters] = []
+    while (parameters := _parameters(node)) is not None:
+        views.insert(0, parameters)
+        source = node.inputs[0]
+        perm = _order(views, len(source.shape))
+        if perm is not None:
+            farthest = source, perm, len(views)
+        if not source.inputs:
+            break
+        node = source.inputs[0]
+    return farthest
+
+
+def _order(views: Sequence[_Parameters], rank: int) -> tuple[int, ...] | None:
+    """The order that `views` bring `rank` dimensions to, those of one that come back in the order they went; None where
+    more or fewer come back."""
+    dimensions: list[int | None] = list(range(rank))
+    for operator, parameters in views:
+        if operator == "Transpose":
+            dimensions = [dimensions[place] for place in parameters]
+        elif operator == "Squeeze":
+            dimensions = [each for place, each in enumerate(dimensions) if place not in parameters]
+        else:
+            for place in parameters:  # in ascending order
+                dimensions.insert(place, None)
+    if len(dimensions) != rank:
+        return None
+    gone = iter(sorted(set(range(rank)) - set(dimensions)))
+    return tuple(next(gone) if each is None else each for each in dimensions)
+
+
+def _view_read(node: gs.Node, outputs: Collection[int]) -> gs.Node | None:
+    """A view that `node` reads all its inputs through, but for constants; None where it may not be moved behind."""
+    found: list[gs.Node] = []
+    for tensor in node.inputs:
+        if isinstance(tensor, gs.Constant) or not tensor.name:
+            continue
+        view = tensor.inputs[0] if tensor.inputs else None
+        if view is None or not _is_movable(view, outputs) or (found and _parameters(view) != _parameters(found[0])):
+            return None
+        found.append(view)
+    if not found or not any(_is_behind_convolution(view.inputs[0]) for view in found):
+        return None
+    shapes = [tensor.shape for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    if node.op == "Concat":
+        return found[0] if found[0].op == "Transpose" and not shapes else None
+    return found[0] if all(_fits(shape, found[0].outputs[0].shape) for shape in shapes) else None
+
+
+def _is_movable(view: gs.Node, outputs: Collection[int]) -> bool:
+    if _parameters(view) is None or id(view.outputs[0]) in outputs:
+        return False
+    return all(reader.op in _MOVED_OVER | _VIEWS for reader in view.outputs[0].outputs)
+
+
+def _parameters(view: gs.Node) -> _Parameters | None:
+    """What tells one view from another: the order of dimensions, or which of them are of one; None if not known, and
+    for what is no view."""
+    if view.op not in _VIEWS or not is_standard(view) or view.inputs[0].shape is None or view.outputs[0].shape is None:
+        return None
+    rank = max(len(view.inputs[0].shape), len(view.outputs[0].shape))
+    if view.op == "Transpose":
+        return view.op, tuple(view.attrs.get("perm", range(rank)[::-1]))
+    if len(view.inputs) < 2 or not isinstance(view.inputs[1], gs.Constant):
+        return None
+    return view.op, tuple(sorted(int(axis) % rank for axis in view.inputs[1].values))
+
+
+def _is_behind_convolution(tensor: gs.Tensor) -> bool:
+    """True for what a convolution makes, through views, and for what is computed element by element from that."""
+    while tensor.inputs:
+        made = tensor.inputs[0]
+        if made.op in ("Conv", "ConvTranspose"):
+            return True
+        if made.op not in _MOVED_OVER | _VIEWS | {"BatchNormalization"}:
+            return False
+        tensor = next((read for read in made.inputs if not isinstance(read, gs.Constant)), gs.Variable.empty())
+    return False
+
+
+def _fits(constant: Sequence[int], read: Sequence[int | str]) -> bool:
+    """True where a constant adds neither a dimension nor an element to what it is computed with."""
+    if len(constant) > len(read):
+        return False
+    return all(size in (1, other) for size, other in zip(constant, read[len(read) - len(constant) :], strict=True))
+
+
+def _moved_behind(graph: gs.Graph, node: gs.Node, view: gs.Node) -> gs.Node:
+    """A view like `view` that makes what `node` made, of what `node` makes now."""
+    made, parameters = node.outputs[0], _parameters(view)
+    assert parameters is not None
+    shape = None if made.shape is None else _sizes_in_front(made.shape, parameters)
+    inside = gs.Variable(next(free_names(graph, f"{made.name}_")), made.dtype, shape)
+    for place, tensor in enumerate(node.inputs):
+        if not isinstance(tensor, gs.Constant):
+            node.inputs[place] = tensor.inputs[0].inputs[0] if tensor.name else tensor
+        elif tensor.shape not in _NUMBERS:
+            values = tensor.values.reshape([1] * (len(view.outputs[0].shape) - len(tensor.shape)) + list(tensor.shape))
+            in_front = _sizes_in_front(values.shape, parameters)
+            if view.op == "Transpose":
+                values = np.transpose(values, np.argsort(parameters[1]))
+            node.inputs[place] = gs.Constant(next(free_names(graph, f"{tensor.name}_")), values.reshape(in_front))
+    if node.op == "Concat":
+        node.attrs["axis"] = parameters[1][node.attrs["axis"]]
+    node.outputs = [inside]
+    return gs.Node(view.op, "", dict(view.attrs), [inside, *view.inputs[1:]], [made])
+
+
+def _sizes_in_front(sizes: Sequence[int | str], parameters: _Parameters) -> list[int | str]:
+    """The shape in front of a view, of that behind it."""
+    operator, places = parameters
+    if operator == "Transpose":
+        return [sizes[places.index(place)] for place in range(len(sizes))]
+    if operator == "Unsqueeze":
+        return [size for place, size in enumerate(sizes) if place not in places]
+    found = list(sizes)
+    for place in places:  # in ascending order
+        found.insert(place, 1)
+    return found
