@@ -49,6 +49,7 @@ from amq_onnx.passes.normalize import (
 from amq_onnx.passes.outputs_apart import OutputsApart
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.place import PlaceOnCodes
+from amq_onnx.passes.pool_codes import AveragePoolsOnCodes
 from amq_onnx.passes.prelu_codes import PReluOnCodes
 from amq_onnx.passes.readers_apart import ReadersApart
 from amq_onnx.passes.repeat_channels import RepeatChannels
@@ -260,7 +261,7 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [DropIdentities(), QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
-        fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem)]
+        fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem), AveragePoolsOnCodes(prepared.stem)]
         fitted += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
         fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), PReluOnCodes(prepared.stem)]
         fitted += [ShareDequantized(prepared.stem), HalveConstants(prepared.stem)]

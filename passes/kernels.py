@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import is_standard
@@ -46,6 +47,26 @@ def integer_convolutions(graph: gs.Graph) -> Iterator[tuple[gs.Node, int, list[i
         shape = node.inputs[1].shape
         if shape is not None and all(isinstance(size, int) for size in shape):
             yield node, int(node.attrs.get("group", 1)), list(shape)
+
+
+def is_between_codes(node: gs.Node, outputs: set[int]) -> bool:
+    """True where the first input of `node` is dequantized and nothing but quantizers reads its output, all with one
+    scale and a zero point of uint8. outputs: ids of the graph's outputs."""
+    read, made = node.inputs[0], node.outputs[0]
+    if id(made) in outputs or not read.inputs or read.inputs[0].op != "DequantizeLinear":
+        return False
+    return all(reader.op == "QuantizeLinear" and _has_code(reader) for reader in made.outputs) and _has_code(
+        read.inputs[0]
+    )
+
+
+def _has_code(quantizer: gs.Node) -> bool:
+    """True for one scale and a zero point of uint8."""
+    parameters = quantizer.inputs[1:3]
+    if len(parameters) < 2 or not all(isinstance(each, gs.Constant) for each in parameters):
+        return False
+    scale, zero_point = (each.values for each in parameters)
+    return bool(scale.ndim == 0 and zero_point.dtype == np.uint8)
 
 
 def biased(node: gs.Node) -> tuple[gs.Node, int] | None:

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard
+from amq_onnx.passes.kernels import is_between_codes
 from amq_onnx.passes.names import free_names
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import quantize
@@ -49,11 +50,9 @@ class PReluOnCodes(Pass):
         ends = [constant(np.array(end, np.uint8)) for end in (_CODES.min, _CODES.max)]
         changed = False
         for node in list(graph.nodes):
-            if not has_constant_slopes(node) or not _reads_codes(node) or id(node.outputs[0]) in outputs:
+            if not has_constant_slopes(node) or not is_between_codes(node, outputs):
                 continue
             quantizers = list(node.outputs[0].outputs)
-            if not all(_makes_codes(each) for each in quantizers):
-                continue
             codes, scale, zero = node.inputs[0].inputs[0].inputs
             above, below = (
                 made("DequantizeLinear", [made("Clip", [codes, *bounds]), scale, zero])
@@ -75,20 +74,3 @@ class PReluOnCodes(Pass):
 def has_constant_slopes(node: gs.Node) -> bool:
     """True for a PRelu of which it is known what it multiplies with."""
     return node.op == "PRelu" and is_standard(node) and isinstance(node.inputs[1], gs.Constant)
-
-
-def _reads_codes(node: gs.Node) -> bool:
-    maker = node.inputs[0].inputs
-    return bool(maker) and maker[0].op == "DequantizeLinear" and _has_code(maker[0].inputs[1:])
-
-
-def _makes_codes(reader: gs.Node) -> bool:
-    return reader.op == "QuantizeLinear" and _has_code(reader.inputs[1:])
-
-
-def _has_code(parameters: Sequence[gs.Tensor]) -> bool:
-    """True for one scale and a zero point of uint8."""
-    if len(parameters) < 2 or not all(isinstance(each, gs.Constant) for each in parameters):
-        return False
-    scale, zero_point = (each.values for each in parameters[:2])
-    return bool(scale.ndim == 0 and zero_point.dtype == np.uint8)

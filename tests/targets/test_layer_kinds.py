@@ -258,6 +258,13 @@ KINDS = {
         lambda: between_convolutions(node("LeakyRelu", "c", "h", alpha=0.1)),
         ["QLinearConv", "QLinearLeakyRelu", *QUANTIZED],
     ),
+    "average pools, of all and of fewer at the border": (
+        lambda: between_convolutions(
+            node("AveragePool", "c", "a", kernel_shape=[3, 3]),
+            node("AveragePool", "a", "h", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        ),
+        ["QLinearConv", "QLinearConv", "DequantizeLinear", "Clip", "AveragePool", "QuantizeLinear", *QUANTIZED],
+    ),
     "Split": (
         lambda: between_convolutions(
             node("Split", "c", "a b", axis=1, num_outputs=2), node("Concat", "b a", "h", axis=1)
