@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard, replace_readers
 from amq_onnx.passes.names import free_names
@@ -14,15 +15,13 @@ _ELEMENTWISE = frozenset(
     {"Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mul", "PRelu", "Pow"}
     | {"Relu", "Sigmoid", "Softplus", "Sub", "Tanh"}
 )
-_MOVED_OVER = _ELEMENTWISE | {"Concat"}
+_REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceSum"})
+_OF_DIMENSIONS = _REDUCTIONS | {"Concat", "Pad"}  # operators that name dimensions
+_MOVED_OVER = _ELEMENTWISE | _OF_DIMENSIONS
 _VIEWS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 _Parameters = tuple[str, tuple[int, ...]]
-_NUMBERS: tuple[Sequence[int], ...] = (
-    (),
-    (1,),
-    [],
-    [1],
-)  # shapes of constants that are what they are to any other shape
+# Shapes of constants that are what they are to any other shape.
+_NUMBERS: tuple[Sequence[int], ...] = ((), (1,), [], [1])
 
 
 class ViewsBehindElementwise(Pass):
@@ -30,14 +29,15 @@ class ViewsBehindElementwise(Pass):
 
     Before:  Conv -> Transpose(p) -> Relu -> y
              Conv -> Squeeze -> Mul(k) -> Sigmoid -> y
-             Conv -> Transpose(p) -> Add <- Transpose(p) <- Conv;  Add -> y         so for Concat
+             Conv -> Transpose(p) -> Add <- Transpose(p) <- Conv;  Add -> y
     After:   Conv -> Relu -> Transpose(p) -> y
              Conv -> Mul(k') -> Sigmoid -> Squeeze -> y
              Conv -> Add <- Conv;  Add -> Transpose(p) -> y
 
-    Factors and activations can then be folded into the convolution, whose kernel writes codes. jax2onnx leaves graphs
-    so, and tf2onnx convolutions of one dimension. Left alone: views that something else reads too, views of what no
-    convolution makes, constants that have more elements than what they are computed with along a dimension.
+    So for Concat, Pad and the Reduce operators behind a Transpose, which then name other dimensions. Factors and
+    activations can be folded into the convolution after that, whose kernel writes codes. jax2onnx leaves graphs so, and
+    tf2onnx convolutions of one dimension and some networks. Left alone: views that something else reads too, views of
+    what no convolution makes, constants that have more elements than what they are computed with along a dimension.
     """
 
     def apply(self, graph: gs.Graph) -> bool:
@@ -48,7 +48,7 @@ class ViewsBehindElementwise(Pass):
             again = False
             for node in list(graph.nodes):
                 if node.op in _MOVED_OVER and is_standard(node) and (view := _view_read(node, outputs)) is not None:
-                    graph.nodes.append(_moved_behind(graph, node, view))
+                    graph.nodes += _moved_behind(graph, node, view)
                     changed = again = True
         return changed
 
@@ -130,8 +130,8 @@ def _view_read(node: gs.Node, outputs: Collection[int]) -> gs.Node | None:
     if not found or not any(_is_behind_convolution(view.inputs[0]) for view in found):
         return None
     shapes = [tensor.shape for tensor in node.inputs if isinstance(tensor, gs.Constant)]
-    if node.op == "Concat":
-        return found[0] if found[0].op == "Transpose" and not shapes else None
+    if node.op in _OF_DIMENSIONS:
+        return found[0] if _in_front_of_transpose(node, found[0]) is not None else None
     return found[0] if all(_fits(shape, found[0].outputs[0].shape) for shape in shapes) else None
 
 
@@ -173,25 +173,69 @@ def _fits(constant: Sequence[int], read: Sequence[int | str]) -> bool:
     return all(size in (1, other) for size, other in zip(constant, read[len(read) - len(constant) :], strict=True))
 
 
-def _moved_behind(graph: gs.Graph, node: gs.Node, view: gs.Node) -> gs.Node:
-    """A view like `view` that makes what `node` made, of what `node` makes now."""
+def _moved_behind(graph: gs.Graph, node: gs.Node, view: gs.Node) -> list[gs.Node]:
+    """Let `node` read what `view` reads. Returns the view that makes what `node` made of that, none where there is
+    nothing to be done."""
     made, parameters = node.outputs[0], _parameters(view)
     assert parameters is not None
+    constants: dict[int, NDArray[np.generic]] = {}
+    if node.op in _OF_DIMENSIONS:
+        node.attrs, constants = _in_front_of_transpose(node, view) or ({}, {})
+    else:
+        for place, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant) and tensor.shape not in _NUMBERS:
+                constants[place] = _in_front(tensor.values, parameters, len(view.outputs[0].shape))
+    for place, tensor in enumerate(node.inputs):
+        if place in constants:
+            node.inputs[place] = gs.Constant(next(free_names(graph, f"{tensor.name}_")), constants[place])
+        elif not isinstance(tensor, gs.Constant) and tensor.name:
+            node.inputs[place] = tensor.inputs[0].inputs[0]
+    if node.op in _REDUCTIONS and not node.attrs.get("keepdims", 1):
+        return []
     shape = None if made.shape is None else _sizes_in_front(made.shape, parameters)
     inside = gs.Variable(next(free_names(graph, f"{made.name}_")), made.dtype, shape)
-    for place, tensor in enumerate(node.inputs):
-        if not isinstance(tensor, gs.Constant):
-            node.inputs[place] = tensor.inputs[0].inputs[0] if tensor.name else tensor
-        elif tensor.shape not in _NUMBERS:
-            values = tensor.values.reshape([1] * (len(view.outputs[0].shape) - len(tensor.shape)) + list(tensor.shape))
-            in_front = _sizes_in_front(values.shape, parameters)
-            if view.op == "Transpose":
-                values = np.transpose(values, np.argsort(parameters[1]))
-            node.inputs[place] = gs.Constant(next(free_names(graph, f"{tensor.name}_")), values.reshape(in_front))
-    if node.op == "Concat":
-        node.attrs["axis"] = parameters[1][node.attrs["axis"]]
     node.outputs = [inside]
-    return gs.Node(view.op, "", dict(view.attrs), [inside, *view.inputs[1:]], [made])
+    return [gs.Node(view.op, "", dict(view.attrs), [inside, *view.inputs[1:]], [made])]
+
+
+def _in_front(values: NDArray[np.generic], parameters: _Parameters, rank: int) -> NDArray[np.generic]:
+    """A constant for what a view reads, of one for what it makes, which has `rank` dimensions."""
+    values = values.reshape([1] * (rank - values.ndim) + list(values.shape))
+    if parameters[0] == "Transpose":
+        return np.transpose(values, np.argsort(parameters[1]))
+    return values.reshape([int(size) for size in _sizes_in_front(values.shape, parameters)])
+
+
+def _in_front_of_transpose(
+    node: gs.Node, view: gs.Node
+) -> tuple[dict[str, object], dict[int, NDArray[np.generic]]] | None:
+    """Attributes of `node` and constants by their place among its inputs, for it to read what `view` reads; None where
+    that is no Transpose, `node` computes with constants or there is no order for what it makes."""
+    operator, perm = _parameters(view) or ("", ())
+    constant = {place: tensor for place, tensor in enumerate(node.inputs) if isinstance(tensor, gs.Constant)}
+    if operator != "Transpose":
+        return None
+    if node.op == "Concat":
+        return None if constant else ({**node.attrs, "axis": perm[node.attrs["axis"]]}, {})
+    if node.op == "Pad":
+        if 1 not in constant or (len(node.inputs) > 3 and node.inputs[3].name):
+            return None
+        ends = constant[1].values.reshape(2, -1)[:, np.argsort(perm)]
+        return dict(node.attrs), {1: ends.reshape(-1)}
+    axes = constant[1].values if 1 in constant else node.attrs.get("axes")
+    if axes is None or (not node.attrs.get("keepdims", 1) and not _keeps_order(perm, axes)):
+        return None
+    named = [perm[axis] for axis in axes]
+    if 1 in constant:
+        return dict(node.attrs), {1: np.array(named, np.int64)}
+    return {**node.attrs, "axes": named}, {}
+
+
+def _keeps_order(perm: Sequence[int], axes: Sequence[int]) -> bool:
+    """True where the dimensions that a reduction leaves are in the order that they have in front of the Transpose."""
+    gone = {perm[axis] for axis in axes}
+    left = [place for place in perm if place not in gone]
+    return left == sorted(left)
 
 
 def _sizes_in_front(sizes: Sequence[int | str], parameters: _Parameters) -> list[int | str]:

@@ -1,4 +1,4 @@
-"""Views around convolutions; onnxruntime computes the same before and after, bit for bit."""
+"""Views around convolutions; onnxruntime computes the same before and after, bit for bit but for sums."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ AXES = {"two": np.array([2]), "one": np.array([1])}
 KERNELS = {"w": f(4, 3, 1, 1), "v": f(5, 4, 1, 1)}
 
 
-def moved(nodes, inputs=IMAGE, constants=None, outputs=None):
+def moved(nodes, inputs=IMAGE, constants=None, outputs=None, tolerance=0.0):
     before = infer_shapes(model(nodes, inputs, outputs or {"y": None}, KERNELS | AXES | (constants or {})))
     after = run(before, [ViewsBehindElementwise()])
     if after is not before:
         shape = [2 if size == "n" else size for size in inputs["x"]]
-        assert_same_outputs(before, after, {"x": f(*shape)})
+        assert_same_outputs(before, after, {"x": f(*shape)}, tolerance)
         assert run(after, [ViewsBehindElementwise()]) is after
     return operators(after), after
 
@@ -58,6 +58,33 @@ def test_two_views_become_one(joined, axis):
         assert concat.attribute[0].i == LAST["perm"][axis]
 
 
+@pytest.mark.parametrize(
+    ("computed", "constants", "views"),
+    [
+        (node("Pad", "t ends", "y"), {"ends": np.array([0, 1, 2, 0, 0, 3, 4, 0])}, 1),
+        (node("Pad", "t ends k", "y", mode="constant"), {"ends": np.arange(8), "k": np.float32(2)}, 1),
+        (node("ReduceMean", "t axes", "y"), {"axes": np.array([1, 2])}, 1),
+        (node("ReduceMax", "t axes", "y", keepdims=0), {"axes": np.array([1, -2])}, 0),
+        (node("ReduceSum", "t axes", "y", keepdims=0), {"axes": np.array([2, 3])}, 0),
+    ],
+    ids=["pad", "pad with a number", "mean", "maximum of places", "sum over channels"],
+)
+def test_operators_that_name_dimensions_name_others(computed, constants, views):
+    summed = computed.op_type in ("ReduceMean", "ReduceSum")
+    found, _ = moved([*CONV, computed], constants=constants, tolerance=1e-6 if summed else 0.0)
+    assert found == ["Conv", computed.op_type, *["Transpose"] * views]
+
+
+def test_axes_that_are_attributes_too():
+    """As up to opset 17."""
+    before = infer_shapes(
+        model([*CONV, node("ReduceMean", "t", "y", axes=[1, 2], keepdims=0)], IMAGE, {"y": None}, KERNELS, opset=13)
+    )
+    after = run(before, [ViewsBehindElementwise()])
+    assert operators(after) == ["Conv", "ReduceMean"]
+    assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)}, 1e-6)
+
+
 def test_a_gate_of_one_value_a_channel():
     gate = [node("GlobalAveragePool", "c", "p"), node("Conv", "p v2", "g"), node("Transpose", "g", "s", **LAST)]
     nodes = [*CONV, *gate, node("Mul", "s t", "m"), node("Relu", "m", "y")]
@@ -90,10 +117,13 @@ def test_and_those_that_an_unsqueeze_adds():
         ([*CONV, node("Add", "t k", "y")], None, {"k": f(5, 1, 1, 1, 1)}),
         ([*CONV, node("ReduceMean", "x", "p"), node("Add", "t p", "y")], None, {}),
         ([*CONV, node("Concat", "t k", "y", axis=1)], None, {"k": f(2, 2, 6, 4)}),
+        ([*CONV, node("Pad", "t e - a", "y")], None, {"e": np.array([1, 1]), "a": np.array([1])}),
+        ([*CONV, node("ReduceMean", "t a", "y", keepdims=0)], None, {"a": np.array([1])}),
+        ([*CONV, node("ReduceMean", "t", "y")], None, {}),
         ([*CONV, node("Transpose", "c", "u", perm=[0, 3, 2, 1]), node("Add", "t u", "y")], None, {}),
     ],
     ids=["another reader", "an output", "no convolution", "more dimensions", "another tensor", "a constant to join",
-         "another order"],
+         "padded dimensions that are named", "dimensions left in another order", "all dimensions", "another order"],
 )  # fmt: skip
 def test_views_that_stay(nodes, outputs, constants):
     before = infer_shapes(model(nodes, {"x": [2, 3, 6, 6]}, outputs or {"y": None}, KERNELS | constants))
