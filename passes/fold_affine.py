@@ -114,7 +114,7 @@ def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:
     if node.op not in ("Add", "Div", "Mul", "Sub") or node.inputs[0] is node.inputs[1]:
         return None
     first = node.inputs[0] is conv.outputs[0]
-    number = _per_channel(node.inputs[1 if first else 0], made, rank)
+    number = per_channel(node.inputs[1 if first else 0], made, rank)
     if number is None:
         return None
     match node.op:
@@ -137,7 +137,7 @@ def norm_affine(node: gs.Node) -> tuple[Channels, Channels] | None:
     return factor, shift - mean * factor
 
 
-def _per_channel(tensor: gs.Tensor, made: int, rank: int) -> Channels | None:
+def per_channel(tensor: gs.Tensor, made: int, rank: int) -> Channels | None:
     """The constant as one number a channel, if it is that or a single number."""
     if not isinstance(tensor, gs.Constant) or len(tensor.shape) > rank:
         return None

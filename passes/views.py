@@ -18,7 +18,7 @@ _ELEMENTWISE = frozenset(
 _REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceSum"})
 _OF_DIMENSIONS = _REDUCTIONS | {"Concat", "Pad"}  # operators that name dimensions
 _MOVED_OVER = _ELEMENTWISE | _OF_DIMENSIONS
-_VIEWS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
+VIEWS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 _Parameters = tuple[str, tuple[int, ...]]
 # Shapes of constants that are what they are to any other shape.
 _NUMBERS: tuple[Sequence[int], ...] = ((), (1,), [], [1])
@@ -138,13 +138,13 @@ def _view_read(node: gs.Node, outputs: Collection[int]) -> gs.Node | None:
 def _is_movable(view: gs.Node, outputs: Collection[int]) -> bool:
     if _parameters(view) is None or id(view.outputs[0]) in outputs:
         return False
-    return all(reader.op in _MOVED_OVER | _VIEWS for reader in view.outputs[0].outputs)
+    return all(reader.op in _MOVED_OVER | VIEWS for reader in view.outputs[0].outputs)
 
 
 def _parameters(view: gs.Node) -> _Parameters | None:
     """What tells one view from another: the order of dimensions, or which of them are of one; None if not known, and
     for what is no view."""
-    if view.op not in _VIEWS or not is_standard(view) or view.inputs[0].shape is None or view.outputs[0].shape is None:
+    if view.op not in VIEWS or not is_standard(view) or view.inputs[0].shape is None or view.outputs[0].shape is None:
         return None
     rank = max(len(view.inputs[0].shape), len(view.outputs[0].shape))
     if view.op == "Transpose":
@@ -160,7 +160,7 @@ def _is_behind_convolution(tensor: gs.Tensor) -> bool:
         made = tensor.inputs[0]
         if made.op in ("Conv", "ConvTranspose"):
             return True
-        if made.op not in _MOVED_OVER | _VIEWS | {"BatchNormalization"}:
+        if made.op not in _MOVED_OVER | VIEWS | {"BatchNormalization"}:
             return False
         tensor = next((read for read in made.inputs if not isinstance(read, gs.Constant)), gs.Variable.empty())
     return False

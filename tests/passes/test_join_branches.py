@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 from onnx.shape_inference import infer_shapes
-from small_graphs import IMAGE, assert_left_alone, assert_rewrites, f, initializers, model, node, operators
+from small_graphs import (
+    IMAGE,
+    assert_left_alone,
+    assert_rewrites,
+    assert_same_outputs,
+    f,
+    initializers,
+    model,
+    node,
+    operators,
+)
 
 from amq_onnx.passes.base import run
+from amq_onnx.passes.fold_affine import FoldAffine
 from amq_onnx.passes.join_branches import JoinBranches
 from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 
@@ -108,6 +119,31 @@ class TestNormsToConvolutions:
         before = self.norm(*sizes, epsilon=1e-3)
         after = assert_rewrites(NormsToConvolutions(), before, ["Neg", "Conv"], {"x": f(2, *sizes)}, tolerance=1e-6)
         assert initializers(after)["y_weight"].shape == (sizes[0], 1, *[1] * len(sizes[1:]))
+
+    @pytest.mark.parametrize("between", [[node("Relu", "m", "a")], [node("Add", "m k2", "t"), node("Relu", "t", "a")]])
+    def test_so_is_a_factor_for_each_channel_in_front_of_a_convolution(self, between):
+        """With what FoldAffine then makes of a shift behind it."""
+        nodes = [node("Neg", "x", "r"), node("Mul", "k r", "m"), *between, node("Conv", "a w", "y")]
+        constants = {"k": f(3, 1, 1), "w": f(4, 3, 1, 1)} | ({"k2": f(1, 3, 1, 1)} if len(between) > 1 else {})
+        before = infer_shapes(model(nodes, IMAGE, {"y": None}, constants))
+        after = run(before, [NormsToConvolutions(), FoldAffine()])
+        assert operators(after) == ["Neg", "Conv", "Relu", "Conv"]
+        assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)}, 1e-6)
+
+    @pytest.mark.parametrize(
+        ("front", "factor", "reader"),
+        [
+            ([node("Transpose", "x", "r", perm=[0, 1, 3, 2])], f(3, 1, 1), node("Conv", "m w", "y")),
+            ([node("Neg", "x", "r")], f(1), node("Conv", "m w", "y")),
+            ([node("Neg", "x", "r")], f(3, 6, 1), node("Conv", "m w", "y")),
+            ([node("Neg", "x", "r")], f(3, 1, 1), node("Add", "m r", "y")),
+        ],
+        ids=["of an input", "one number", "of each row", "no convolution"],
+    )
+    def test_other_factors_stay(self, front, factor, reader):
+        constants = {"k": factor} | ({"w": f(4, 3, 1, 1)} if "w" in reader.input else {})
+        before = infer_shapes(model([*front, node("Mul", "r k", "m"), reader], IMAGE, {"y": None}, constants))
+        assert_left_alone(NormsToConvolutions(), before)
 
     def test_then_it_is_a_branch(self):
         nodes = [node("Relu", "x", "r"), node("BatchNormalization", "r s b m v", "n")]
