@@ -56,6 +56,7 @@ from amq_onnx.passes.repeat_channels import RepeatChannels
 from amq_onnx.passes.share_dequantized import ShareDequantized
 from amq_onnx.passes.strip import strip_exporter_metadata
 from amq_onnx.passes.subgraphs import hoist_weights, subgraphs
+from amq_onnx.passes.transposed_convolutions import TransposedConvolutions
 from amq_onnx.passes.uniform_prelu import UniformPRelu
 from amq_onnx.passes.views import JoinViews, ViewsBehindElementwise
 from amq_onnx.passes.widen_groups import WidenGroups
@@ -202,7 +203,10 @@ def prepare(
         raise UsageError(f"--opset {wanted} is too old: quantized files need {Target.minimum_opset} or newer")
     if wanted != current:
         model = _convert(model, wanted)
-    model = run(_with_shapes(_folded(model)), (*_PREPARATION, EqualizeChannels()) if equalize else _PREPARATION)
+    passes = [*_PREPARATION, *([EqualizeChannels()] if equalize else [])]
+    if TARGETS[target].for_onnxruntime:
+        passes.append(TransposedConvolutions())
+    model = run(_with_shapes(_folded(model)), passes)
     model = _with_shapes(hoist_weights(model))
     apart = ReadersApart(find_readers_of_codes(model, outputs=quantize_outputs))
     model = run(model, [OutputsApart(), apart] if quantize_outputs else [apart])

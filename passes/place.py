@@ -21,8 +21,8 @@ class PlaceOnCodes(Pass):
     After:   codes -> Slice -> DequantizeLinear -> y -> Conv
 
     Values and order stay the same bit for bit, and the operator moves a quarter of the bytes; runtimes find
-    DequantizeLinear where they look for it, in front of the operator with an integer kernel. A Pad that fills
-    with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
+    DequantizeLinear where they look for it, in front of the operator with an integer kernel. So for Shape. A Pad that
+    fills with 0 fills with the zero point instead. Scales along an axis follow it through a Transpose, and through a
     Gather of rows when they belong to columns, as an embedding's do. Left alone: other operators behind per-axis
     encodings, other pads, a Resize that computes between values or names its axes, graph outputs, and without `weights`
     what comes from a constant: not every operator moves every integer type; and operators of a subgraph, which see the
@@ -46,6 +46,10 @@ class PlaceOnCodes(Pass):
             if not self.weights and _of_a_constant(codes):
                 continue
             for carrier in list(dequantize.outputs[0].outputs):
+                if carrier.op == "Shape" and is_standard(carrier) and id(carrier) in own:
+                    carrier.inputs[0] = codes
+                    changed = True
+                    continue
                 attributes = _attributes_behind(carrier, dequantize)
                 if (
                     id(carrier) not in own

@@ -92,6 +92,11 @@ class TestPlaceOnCodes:
         readers = {item.op_type for item in after.graph.node for name in item.input if name.endswith("d")}
         assert "MaxPool" not in readers
 
+    def test_a_shape_is_that_of_the_codes(self):
+        nodes = [node("Shape", "x", "s"), node("Cast", "s", "c", to=1)]
+        order = ["QuantizeLinear", "Shape", "Cast", "Neg"]
+        assert_rewrites(PlaceOnCodes(), self.quantized(nodes, encoded()), order)
+
     def test_a_pad_with_another_number_stays(self):
         constants = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "fill": np.float32(-np.inf)}
         assert_left_alone(PlaceOnCodes(), self.quantized([node("Pad", "x pads fill", "c")], encoded(), constants))

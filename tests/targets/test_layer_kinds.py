@@ -258,6 +258,18 @@ KINDS = {
         lambda: between_convolutions(node("LeakyRelu", "c", "h", alpha=0.1)),
         ["QLinearConv", "QLinearLeakyRelu", *QUANTIZED],
     ),
+    "transposed convolution of its stride": (
+        lambda: between_convolutions(
+            node("ConvTranspose", "c u e", "t", strides=[2, 2], pads=[1, 1, 0, 0]),
+            node("Relu", "t", "h"),
+            u=f(4, 4, 4, 2) * np.float32(0.2),
+            e=f(4),
+        ),
+        [
+            *("QLinearConv", "QLinearConv", *["Transpose", "Reshape"] * 2, "Slice", "Transpose"),
+            *("Shape", "Gather", "Mul", "Div", *QUANTIZED),
+        ],
+    ),
     "average pools, of all and of fewer at the border": (
         lambda: between_convolutions(
             node("AveragePool", "c", "a", kernel_shape=[3, 3]),
