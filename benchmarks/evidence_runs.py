@@ -76,7 +76,7 @@ SETTINGS = {
     "mixed": ("--uniform-bits", "4", *_MIXED, "--strategies", _WIDTHS),
     "mixed4": (
         *("--uniform-bits", "8", "--activation-bits", "2-8", "--activation-average", "4"),
-        *("--strategies", "hybrid,trace,norm,uniform"),
+        *("--strategies", _WIDTHS),
     ),
     "tuned": ("--uniform-bits", "3", "--strategies", _WIDTHS, "--tune", "rounding", "--tune-steps", "300"),
     "mixed-tuned": (
