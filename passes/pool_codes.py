@@ -51,7 +51,9 @@ class AveragePoolsOnCodes(Pass):
             else:
                 ones = gs.Variable(next(free), np.int8, sizes)
                 kernel = gs.Variable(next(free), np.float32, sizes)
-                parameters = [constant(np.array(1 / np.prod(sizes[2:]), np.float32)), constant(np.array(0, np.int8))]
+                # A zero point of its own: onnxruntime changes those of weights under session.x64quantprecision.
+                zero = gs.Constant(next(free), np.array(0, np.int8))
+                parameters = [constant(np.array(1 / np.prod(sizes[2:]), np.float32)), zero]
                 value = {"value": gs.Constant("", np.ones(1, np.int8))}
                 graph.nodes += [
                     gs.Node("ConstantOfShape", "", value, [constant(np.array(sizes, np.int64))], [ones]),

@@ -124,7 +124,7 @@ def _view_read(node: gs.Node, outputs: Collection[int]) -> gs.Node | None:
         if isinstance(tensor, gs.Constant) or not tensor.name:
             continue
         view = tensor.inputs[0] if tensor.inputs else None
-        if view is None or not _is_movable(view, outputs) or (found and _parameters(view) != _parameters(found[0])):
+        if view is None or not _is_movable(view, outputs) or (found and not _is_alike(view, found[0])):
             return None
         found.append(view)
     if not found or not any(_is_behind_convolution(view.inputs[0]) for view in found):
@@ -139,6 +139,10 @@ def _is_movable(view: gs.Node, outputs: Collection[int]) -> bool:
     if _parameters(view) is None or id(view.outputs[0]) in outputs:
         return False
     return all(reader.op in _MOVED_OVER | VIEWS for reader in view.outputs[0].outputs)
+
+
+def _is_alike(view: gs.Node, other: gs.Node) -> bool:
+    return _parameters(view) == _parameters(other) and len(view.outputs[0].shape) == len(other.outputs[0].shape)
 
 
 def _parameters(view: gs.Node) -> _Parameters | None:

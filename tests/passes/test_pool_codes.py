@@ -85,12 +85,12 @@ def test_other_pools_are_computed_in_float(attributes, shape, tmp_path):
     assert run(after, [AveragePoolsOnCodes()]) is after
 
 
-def test_pools_of_one_size_share_their_numbers():
+def test_pools_of_one_size_share_their_numbers_but_for_zero_points():
     second = [node("DequantizeLinear", "r t o", "e"), node("AveragePool", "e", "p2", **THREE)]
     second += [node("QuantizeLinear", "p2 s z", "r2"), node("DequantizeLinear", "r2 s z", "y2")]
     after = run(between_codes(None, *second, results=("y", "y2"), **THREE), [AveragePoolsOnCodes()])
     assert operators(after).count("Conv") == 2
-    assert len(after.graph.initializer) == len(PARAMETERS) + 3  # a shape, a scale and a zero point
+    assert len(after.graph.initializer) == len(PARAMETERS) + 4  # a shape, a scale and a zero point for each
 
 
 @pytest.mark.parametrize(

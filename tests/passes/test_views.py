@@ -135,6 +135,16 @@ def test_a_constant_that_adds_elements_stays_behind_the_view():
     assert moved(nodes, {"x": ["n", 3, 1, 1]}, {"k": f(1, 4, 7)})[0] == ["Conv", "Squeeze", "Mul"]
 
 
+def test_views_of_one_place_and_other_ranks_stay_apart():
+    """[2, 1, 3, 6] and [3, 1, 6], each without its second dimension."""
+    nodes = [node("Conv", "x w", "c"), node("Squeeze", "c one", "q"), node("Relu", "z", "r"),
+             node("Squeeze", "r one", "s"), node("Add", "q s", "y")]  # fmt: skip
+    before = infer_shapes(
+        model(nodes, {"x": [2, 3, 3, 6], "z": [3, 1, 6]}, {"y": None}, {"w": f(1, 3, 1, 1), "one": np.array([1])})
+    )
+    assert run(before, [ViewsBehindElementwise()]) is before
+
+
 @pytest.mark.parametrize(
     ("views", "left"),
     [
