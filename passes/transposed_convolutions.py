@@ -1,36 +1,47 @@
-"""Makes a convolution of a transposed one, whose outputs are then put in their places."""
+"""Makes convolutions of a transposed one, whose outputs are then put in their places."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard
-from amq_onnx.passes.convolutions import bias, changeable
+from amq_onnx.passes.convolutions import changeable
 from amq_onnx.passes.kernels import behind_absorbed
 from amq_onnx.passes.names import free_names
 from amq_onnx.passes.numbers import Numbers
 
+# Several convolutions take some 4,000 bytes more for nodes and scales.
+_WORTH_SEVERAL = 16_384
+
 
 class TransposedConvolutions(Pass):
-    """Makes a Conv of a ConvTranspose whose kernel is its stride, or several times that.
+    """Makes a Conv of a ConvTranspose whose kernel is its stride, or several times that, and several of others.
 
     Before:  x [n, c, h, w] -> ConvTranspose(W [c, o, k s, k s], b, strides s) -> Relu -> y
     After:   x -> Conv(W' [s s o, c, k, k], b repeated, pads k - 1) -> Relu -> Transpose, [n, h', w', s s o]
                -> Reshape [n, h', w', s, s o] -> Transpose [n, h', s, w', s o] -> Reshape [n, s h', s w', o]
                -> Slice, of what ConvTranspose pads away -> Transpose -> y [n, o, ..]
 
-    Of an output's place in its s x s outputs depends which of the weights it is computed with, so that each place is a
+    On an output's place in its s x s outputs depends which of the weights it is computed with, so that each place is a
     channel of its own: W'[(a, b, o), c, i, j] = W[c, o, a + s (k - 1 - i), b + s (k - 1 - j)], with no product more.
+    Where the kernel is no multiple of the stride, places have kernels of several sizes (3 every 2: of two weights and
+    of one): each has a Conv and a Relu, and a Concat stands in front of the first Transpose.
+
     onnxruntime has an integer kernel for that, and none for a ConvTranspose. Its integer convolutions are
     channels-last, so that places are put in order without touching single channels: with 128 inputs, 64 outputs, k = 1,
     s = 2 and 28 x 28 places, all takes 50 microseconds more than the convolutions around it, its ConvTranspose 400. So
-    in one dimension and in three. Left alone: groups, dilations, what pads its output, weights that aren't constants or
-    have other readers, kernels of other sizes, in which zeros would be stored, and what makes an output of the graph.
+    in one dimension and in three. Left alone: groups, dilations, weights that aren't constants or have other readers,
+    kernels smaller than their stride, sizes that aren't given by pads, what makes an output of the graph, and what
+    would be several convolutions of fewer than `least` weights in all.
     """
+
+    def __init__(self, least: int = _WORTH_SEVERAL) -> None:
+        self.least = least
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
@@ -40,77 +51,96 @@ class TransposedConvolutions(Pass):
             if node.op != "ConvTranspose" or not is_standard(node) or not changeable(node):
                 continue
             made = behind_absorbed(node.outputs[0])
-            if id(made) in outputs or id(node.outputs[0]) in outputs or _times(node) is None:
+            if id(made) in outputs or id(node.outputs[0]) in outputs or (ends := _ends(node)) is None:
                 continue
-            self._replace(graph, node, made)
+            if _are_several(node) and node.inputs[1].values.size < self.least:
+                continue
+            _replace(graph, node, made, ends)
             changed = True
         return changed
 
-    @staticmethod
-    def _replace(graph: gs.Graph, node: gs.Node, made: gs.Tensor) -> None:
-        strides, times = node.attrs["strides"], _times(node)
-        assert times is not None
-        free = free_names(graph, f"{node.inputs[1].name}_")
-        numbers = Numbers(free)
-        weight = _weight(node.inputs[1].values, strides, times)
-        parameters = [gs.Constant(node.inputs[1].name, weight)]
-        if len(node.inputs) > 2:
-            shifts = np.tile(bias(node).astype(weight.dtype), math.prod(strides))
-            parameters.append(gs.Constant(node.inputs[2].name, shifts))
-        pads = _pads(node)
-        node.op, node.attrs = "Conv", {"kernel_shape": times, "pads": [each - 1 for each in times] * 2}
-        node.inputs = [node.inputs[0], *parameters]
 
-        def add(operator: str, *inputs: gs.Tensor, **attributes: object) -> gs.Variable:
-            output = gs.Variable(next(free), np.int64 if operator in ("Div", "Mul", "Shape") else np.float32)
-            graph.nodes.append(gs.Node(operator, "", attributes, list(inputs), [output]))
-            return output
-
-        between = node.outputs[0]
-        while between is not made:
-            between.shape = None
-            between = between.outputs[0].outputs[0]
-        inside = gs.Variable(next(free), np.float32)
-        made.inputs[0].outputs = [inside]
-        rank, each = len(strides), len(weight) // math.prod(strides)
-        places = add("Transpose", inside, perm=[0, *range(2, rank + 2), 1])
-        split = [*[0] * rank, -1, *strides[:-1], strides[-1] * each]
-        apart = add("Reshape", places, numbers(*split))
-        if rank > 1:
-            pairs = [place for number in range(1, rank) for place in (number, rank + number)]
-            apart = add("Transpose", apart, perm=[0, *pairs, rank, 2 * rank])
-        sizes = add("Mul", add("Shape", places), numbers(1, *strides, 1))
-        sizes = add("Div", sizes, numbers(*[1] * (rank + 1), math.prod(strides)))
-        joined = add("Reshape", apart, sizes)
-        if any(pads):
-            ends = [-pad if pad else np.iinfo(np.int64).max for pad in pads[rank:]]
-            joined = add("Slice", joined, numbers(*pads[:rank]), numbers(*ends), numbers(*range(1, rank + 1)))
-        graph.nodes.append(gs.Node("Transpose", "", {"perm": [0, rank + 1, *range(1, rank + 1)]}, [joined], [made]))
+def _are_several(node: gs.Node) -> bool:
+    """True where places have kernels of several sizes."""
+    return any(size % stride for size, stride in zip(node.inputs[1].shape[2:], node.attrs["strides"], strict=True))
 
 
-def _times(node: gs.Node) -> list[int] | None:
-    """How many times its stride the kernel of a ConvTranspose is, by dimension; None where no Conv does the same."""
-    shape, attributes = node.inputs[1].shape, node.attrs
-    strides, kernel = attributes.get("strides", ()), shape[2:]
-    if len(strides) != len(kernel) or any(size % stride for size, stride in zip(kernel, strides, strict=True)):
+def _ends(node: gs.Node) -> tuple[list[int], list[int]] | None:
+    """How much is cut off in front and behind, by dimension, of all places of all inputs and those that pads make; None
+    where a ConvTranspose does more than that."""
+    kernel, attributes = node.inputs[1].shape[2:], node.attrs
+    strides = list(attributes.get("strides", ()))
+    if len(strides) != len(kernel) or max(strides) == 1 or any(map(int.__lt__, kernel, strides)):
         return None
-    if attributes.get("group", 1) != 1 or max(attributes.get("dilations", [1])) > 1 or max(strides) == 1:
-        return None
-    if any(attributes.get("output_padding", ())) or "output_shape" in attributes or min(_pads(node)) < 0:
+    if attributes.get("group", 1) != 1 or max(attributes.get("dilations", [1])) > 1 or "output_shape" in attributes:
         return None
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    return [size // stride for size, stride in zip(kernel, strides, strict=True)]
+    rank = len(kernel)
+    pads = list(attributes.get("pads", [0] * 2 * rank))
+    added = attributes.get("output_padding", [0] * rank)
+    behind = [
+        -(-size // stride) * stride - size + pad - more
+        for size, stride, pad, more in zip(kernel, strides, pads[rank:], added, strict=True)
+    ]
+    return (pads[:rank], behind) if min(*pads, *behind) >= 0 else None
 
 
-def _pads(node: gs.Node) -> list[int]:
-    return list(node.attrs.get("pads", [0] * 2 * len(node.inputs[1].shape[2:])))
+def _replace(graph: gs.Graph, node: gs.Node, made: gs.Tensor, ends: tuple[list[int], list[int]]) -> None:
+    strides, rank = node.attrs["strides"], len(ends[0])
+    free = free_names(graph, f"{node.inputs[1].name}_")
+    numbers = Numbers(free)
+
+    def add(operator: str, *inputs: gs.Tensor, **attributes: object) -> gs.Variable:
+        output = gs.Variable(next(free), np.int64 if operator in ("Div", "Mul", "Shape") else np.float32)
+        graph.nodes.append(gs.Node(operator, "", attributes, list(inputs), [output]))
+        return output
+
+    weights = _weights(node)
+    most = [max(sizes) for sizes in zip(*(weight.shape[2:] for weight in weights), strict=True)]
+    found = []
+    for number, weight in enumerate(weights):
+        name = node.inputs[1].name if len(weights) == 1 else next(free)
+        parameters = [gs.Constant(name, weight)]
+        if len(node.inputs) > 2:
+            shifts = np.tile(node.inputs[2].values, len(weight) // len(node.inputs[2].values))
+            parameters.append(gs.Constant(node.inputs[2].name if len(weights) == 1 else next(free), shifts))
+        sizes = weight.shape[2:]
+        pads = [size - 1 for size in (*sizes, *most)]
+        computed = add("Conv", node.inputs[0], *parameters, kernel_shape=list(sizes), pads=pads)
+        computed.inputs[0].name = node.name if not number else ""
+        tensor = node.outputs[0]
+        while tensor is not made:  # the activations behind it
+            step = tensor.outputs[0]
+            computed = add(step.op, computed, *step.inputs[1:], **step.attrs)
+            tensor = step.outputs[0]
+        found.append(computed)
+    inside = found[0] if len(found) == 1 else add("Concat", *found, axis=1)
+    node.outputs.clear()
+    made.inputs.clear()
+    places = add("Transpose", inside, perm=[0, *range(2, rank + 2), 1])
+    each = len(weights[0]) if len(weights) > 1 else len(weights[0]) // math.prod(strides)
+    apart = add("Reshape", places, numbers(*[0] * rank, -1, *strides[:-1], strides[-1] * each))
+    if rank > 1:
+        pairs = [place for number in range(1, rank) for place in (number, rank + number)]
+        apart = add("Transpose", apart, perm=[0, *pairs, rank, 2 * rank])
+    shape = add("Mul", add("Shape", places), numbers(1, *strides, 1))
+    joined = add("Reshape", apart, add("Div", shape, numbers(*[1] * (rank + 1), math.prod(strides))))
+    if any(ends[0]) or any(ends[1]):
+        last = [-end if end else np.iinfo(np.int64).max for end in ends[1]]
+        joined = add("Slice", joined, numbers(*ends[0]), numbers(*last), numbers(*range(1, rank + 1)))
+    graph.nodes.append(gs.Node("Transpose", "", {"perm": [0, rank + 1, *range(1, rank + 1)]}, [joined], [made]))
 
 
-def _weight(values: np.ndarray, strides: Sequence[int], times: Sequence[int]) -> np.ndarray:
-    """[c, o, k s, ..] as [s .. o, c, k, ..]."""
-    rank = len(strides)
-    apart = values.reshape(*values.shape[:2], *(size for pair in zip(times, strides, strict=True) for size in pair))
-    apart = np.flip(apart, axis=tuple(range(2, 2 + 2 * rank, 2)))
-    order = [*range(3, 3 + 2 * rank, 2), 1, 0, *range(2, 2 + 2 * rank, 2)]
-    return np.ascontiguousarray(apart.transpose(order)).reshape(-1, values.shape[0], *times)
+def _weights(node: gs.Node) -> list[NDArray[np.generic]]:
+    """The weights of the convolutions, [outputs, c, ..]: of one for all places, or of one for each place."""
+    values, strides = node.inputs[1].values, node.attrs["strides"]
+    turned = tuple(range(2, values.ndim))
+    places = [
+        np.flip(
+            values[(..., *(slice(first, None, stride) for first, stride in zip(place, strides, strict=True)))], turned
+        )
+        for place in product(*map(range, strides))
+    ]
+    places = [np.ascontiguousarray(np.swapaxes(place, 0, 1)) for place in places]
+    return [np.concatenate(places)] if len({place.shape for place in places}) == 1 else places
