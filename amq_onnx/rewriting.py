@@ -39,6 +39,7 @@ from amq_onnx.passes.join_branches import JoinBranches
 from amq_onnx.passes.kernels import INTEGER, biased
 from amq_onnx.passes.loop_invariants import ReadInvariantsOutside
 from amq_onnx.passes.max_for_relu import MaxForRelu
+from amq_onnx.passes.max_pool_pads import MaxPoolPads
 from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
@@ -72,9 +73,9 @@ _FOLDING = (
     FoldConstants(), InlineConstantIf(),
 )  # fmt: skip
 _PREPARATION = (
-    FreeBatch(), ViewsBehindElementwise(), JoinViews(), FoldAffine(), NormsToConvolutions(), JoinBranches(),
-    MeansToPooling(), JoinHardSigmoids(), UniformPRelu(), SplitHardSwishes(), ClipsBehindAffine(), FoldAffine(),
-    FoldAffineForward(), FoldLayerScale(),
+    FreeBatch(), ViewsBehindElementwise(), JoinViews(), MaxPoolPads(), FoldAffine(), NormsToConvolutions(),
+    JoinBranches(), MeansToPooling(), JoinHardSigmoids(), UniformPRelu(), SplitHardSwishes(), ClipsBehindAffine(),
+    FoldAffine(), FoldAffineForward(), FoldLayerScale(),
 )  # fmt: skip
 # A file format that all runtimes read which read our files' operator sets: they refuse formats newer than themselves.
 _OLD_IR_VERSION = 8
