@@ -38,7 +38,6 @@ def test_the_written_file_is_the_simulated_graph_but_for_the_rounding_of_biases(
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(1, 8), (3, 4), (5, 8), (8, 8), (7, 2)])
 def test_all_layers_run_on_integer_kernels(weight_bits, activation_bits, quantized, tmp_path):
-
     _, written, _ = quantized.build(weight_bits, activation_bits)
     kinds = operators_run(written, tmp_path, "ENABLE_EXTENDED")
     assert kinds.count("QLinearConv") == 2

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from small_graphs import initializers, operators, outputs
 
+from .kinds import KINDS, Quantized
 from .networks import STEM, QuantizedNetwork, mixed_layer, packed_layer, with_int32_bias
-from .test_layer_kinds import KINDS, Quantized
 
 PYTHON = os.environ.get("AMQ_OLDEST_PYTHON")
 pytestmark = [
