@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import is_standard
+
+ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+# Shapes of constants that are the same number to whatever they are computed with.
+NUMBER_SHAPES: tuple[Sequence[int], ...] = ((), (1,), [], [1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,7 @@ def affine_step(node: gs.Node | None) -> Affine | None:
 
     The last factor of a GELU in parts doesn't: without it onnxruntime runs them one by one, twice the time of its Gelu.
     """
-    if node is None or node.op not in ("Add", "Sub", "Mul", "Div") or not is_standard(node) or _ends_gelu(node):
+    if node is None or node.op not in ARITHMETIC or not is_standard(node) or _ends_gelu(node):
         return None
     source, number = with_number(node)
     if source is None or number is None or not np.isfinite(number):
@@ -73,6 +78,6 @@ def with_number(node: gs.Node) -> tuple[gs.Tensor | None, float | None]:
 
 def number_of(tensor: gs.Tensor) -> float | None:
     """The value of a float constant of one number that adds no dimension to what it is computed with."""
-    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or tensor.shape not in ((), (1,), [], [1]):
+    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or tensor.shape not in NUMBER_SHAPES:
         return None
     return float(tensor.values.reshape(()))

@@ -145,9 +145,8 @@ class _Widening:
             others.append(reader)
         if not others:
             return
-        first = gs.Variable(next(self.names), codes.dtype)
-        bounds = [self.more.numbers(number) for number in (0, channels, 1)]
-        self.graph.nodes.append(gs.Node("Slice", "", {}, [codes, *bounds], [first]))
+        bounds = [self.more.add.numbers(number) for number in (0, channels, 1)]
+        first = self.more.add("Slice", [codes, *bounds], codes.dtype)
         for reader in others:
             reader.inputs = [first if tensor is codes else tensor for tensor in reader.inputs]
 
@@ -157,8 +156,7 @@ class _Widening:
         taking = [node for node in real.outputs if node.inputs[0] is real and self._takes(node)]
         if not taking:
             return
-        wide = gs.Variable(next(self.names), np.float32)
-        self.graph.nodes.append(gs.Node("DequantizeLinear", "", {}, list(dequantize.inputs), [wide]))
+        wide = self.more.add("DequantizeLinear", dequantize.inputs)
         for node in taking:
             node.inputs[0] = wide
             if self.is_dense(node):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from amq_onnx.passes.numbers import Numbers
+from amq_onnx.passes.new_nodes import NewNodes
 
 
 class MoreChannels:
@@ -19,7 +18,7 @@ class MoreChannels:
     def __init__(self, graph: gs.Graph, names: Iterator[str]) -> None:
         self.graph = graph
         self.names = names
-        self.numbers = Numbers(names)
+        self.add = NewNodes(graph, names)
 
     def of_weight(self, conv: gs.Node, axis: int, count: int) -> None:
         """Add `count` channels of zeros to the weight of `conv`, at the end of `axis`; other readers of it keep theirs.
@@ -56,11 +55,8 @@ class MoreChannels:
         """
         codes, *parameters = conv.inputs[0].inputs[0].inputs
         padded = self._padded(codes, len(conv.inputs[1].shape), 1, count)
-        conv.inputs[0] = gs.Variable(next(self.names), np.float32)
-        self.graph.nodes.append(gs.Node("DequantizeLinear", "", {}, [padded, *parameters], [conv.inputs[0]]))
+        conv.inputs[0] = self.add("DequantizeLinear", [padded, *parameters])
 
     def _padded(self, codes: gs.Tensor, rank: int, axis: int, count: int) -> gs.Tensor:
-        ends = self.numbers(*(count if place == rank + axis else 0 for place in range(2 * rank)))
-        padded = gs.Variable(next(self.names), codes.dtype)
-        self.graph.nodes.append(gs.Node("Pad", "", {}, [codes, ends], [padded]))
-        return padded
+        ends = self.add.numbers(*(count if place == rank + axis else 0 for place in range(2 * rank)))
+        return self.add("Pad", [codes, ends], codes.dtype)

@@ -50,4 +50,13 @@ def change(conv: gs.Node, weight: NDArray[np.float64], shift: NDArray[np.float64
 
 def pads(conv: gs.Node) -> bool:
     """Whether it adds zeros around what it reads."""
-    return conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(conv.attrs.get("pads", ()))
+    ends = given_pads(conv, len(conv.inputs[1].shape) - 2)
+    return ends is None or any(ends)
+
+
+def given_pads(window: gs.Node, rank: int) -> list[int] | None:
+    """What a convolution or pooling over `rank` dimensions pads, in front of each and behind each; None where sizes
+    decide (`auto_pad`)."""
+    if window.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    return list(window.attrs.get("pads", [0] * 2 * rank))

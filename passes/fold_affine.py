@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from amq_onnx.passes.affine import Affine, affine
+from amq_onnx.passes.affine import ARITHMETIC, Affine, affine
 from amq_onnx.passes.base import Pass, only_reader
 from amq_onnx.passes.convolutions import all_constant, bias, change, changeable, channels, is_changeable_conv, pads
 
@@ -71,7 +71,7 @@ class FoldAffineForward(Pass):
         """See the class."""
         outputs = {id(tensor) for tensor in graph.outputs}
         changed = False
-        for tensor in [node.outputs[0] for node in graph.nodes if node.op in ("Add", "Div", "Mul", "Sub")]:
+        for tensor in [node.outputs[0] for node in graph.nodes if node.op in ARITHMETIC]:
             found = affine(tensor)
             convs = list(tensor.outputs)
             if not found.nodes or id(tensor) in outputs or not convs or not all(map(is_changeable_conv, convs)):
@@ -111,7 +111,7 @@ def _affine(node: gs.Node, conv: gs.Node) -> tuple[Channels, Channels] | None:
     ones, zeros = np.ones(made), np.zeros(made)
     if node.op == "BatchNormalization":
         return norm_affine(node)
-    if node.op not in ("Add", "Div", "Mul", "Sub") or node.inputs[0] is node.inputs[1]:
+    if node.op not in ARITHMETIC or node.inputs[0] is node.inputs[1]:
         return None
     first = node.inputs[0] is conv.outputs[0]
     number = per_channel(node.inputs[1 if first else 0], made, rank)

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard, only_reader
-from amq_onnx.passes.convolutions import bias, change, is_changeable_conv
+from amq_onnx.passes.convolutions import bias, change, given_pads, is_changeable_conv
 
 
 class JoinBranches(Pass):
@@ -69,10 +69,10 @@ class _Kernel:
         axes, kernel = weight.ndim - 2, weight.shape[2:]
         if any(step != 1 for step in conv.attrs.get("dilations", ())):
             return None
-        if conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        pads = given_pads(conv, axes)
+        if pads is None:
             return None
-        pads = tuple(conv.attrs.get("pads", [0] * 2 * axes))
-        before, after = pads[:axes], pads[axes:]
+        before, after = tuple(pads[:axes]), pads[axes:]
         less = tuple(size - front - back for size, front, back in zip(kernel, before, after, strict=True))
         strides = tuple(conv.attrs.get("strides", [1] * axes))
         return cls(weight, bias(conv), int(conv.attrs.get("group", 1)), strides, before, less)

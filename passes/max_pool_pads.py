@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass, is_standard
+from amq_onnx.passes.convolutions import given_pads
 
 _LOWEST = np.finfo(np.float32).min
 
@@ -28,10 +29,10 @@ class MaxPoolPads(Pass):
         for node in [node for node in graph.nodes if node.op == "Pad" and is_standard(node)]:
             made, added = node.outputs[0], _added(node)
             pools = list(made.outputs)
-            if added is None or id(made) in outputs or not pools or not all(_takes(pool, added) for pool in pools):
+            if added is None or id(made) in outputs or not pools or not all(_together(pool, added) for pool in pools):
                 continue
             for pool in pools:
-                pool.attrs["pads"] = [own + more for own, more in zip(_pads(pool), added, strict=True)]
+                pool.attrs["pads"] = _together(pool, added)
                 pool.inputs[0] = node.inputs[0]
             changed = True
         return changed
@@ -48,14 +49,13 @@ def _added(pad: gs.Node) -> list[int] | None:
     return None if ends[:, :2].any() or ends.min() < 0 else [int(end) for end in ends[:, 2:].ravel()]
 
 
-def _takes(pool: gs.Node, added: list[int]) -> bool:
+def _together(pool: gs.Node, added: list[int]) -> list[int] | None:
+    """What a MaxPool pads and `added`; None of what isn't one that can pad as much."""
     if pool.op != "MaxPool" or not is_standard(pool) or len(pool.outputs) != 1 or pool.attrs.get("ceil_mode", 0):
-        return False
+        return None
     kernel = pool.attrs["kernel_shape"]
-    if pool.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or 2 * len(kernel) != len(added):
-        return False
-    return all(own + more < size for own, more, size in zip(_pads(pool), added, [*kernel, *kernel], strict=True))
-
-
-def _pads(pool: gs.Node) -> list[int]:
-    return list(pool.attrs.get("pads", [0] * 2 * len(pool.attrs["kernel_shape"])))
+    own = given_pads(pool, len(kernel))
+    if own is None or len(own) != len(added):
+        return None
+    both = [one + other for one, other in zip(own, added, strict=True)]
+    return both if all(size > end for size, end in zip([*kernel, *kernel], both, strict=True)) else None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from amq_onnx.passes.affine import ARITHMETIC
 from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.fold_affine import Channels, norm_affine, per_channel
 from amq_onnx.passes.views import VIEWS
 
-_WITH_CONSTANTS = frozenset({"Add", "Div", "Mul", "Sub"})
 # What stands between a norm and the convolutions that it is there for.
 _BETWEEN = frozenset({"Add", "AveragePool", "Clip", "LeakyRelu", "MaxPool", "PRelu", "Pad", "Relu", "Sub"})
 
@@ -33,60 +35,67 @@ class NormsToConvolutions(Pass):
         """See the class."""
         changed = False
         for node in list(graph.nodes):
-            source, factor, shift = _norm(node)
-            rank = len(source.shape or ()) if source is not None else 0
-            if source is None or not 3 <= rank <= 5:
+            norm = _norm(node) if is_standard(node) else None
+            if norm is None or not 3 <= len(norm.source.shape or ()) <= 5:
                 continue
-            name = node.outputs[0].name
-            weight = gs.Constant(f"{name}_weight", factor.reshape(-1, *[1] * (rank - 1)).astype(np.float32))
-            shifts = gs.Constant(f"{name}_bias", shift.astype(np.float32))
-            attributes = {"group": len(factor), "kernel_shape": [1] * (rank - 2)}
-            graph.nodes.append(gs.Node("Conv", name, attributes, [source, weight, shifts], list(node.outputs)))
+            name, rank = node.outputs[0].name, len(norm.source.shape)
+            weight = gs.Constant(f"{name}_weight", norm.factor.reshape(-1, *[1] * (rank - 1)).astype(np.float32))
+            shifts = gs.Constant(f"{name}_bias", norm.shift.astype(np.float32))
+            attributes = {"group": len(norm.factor), "kernel_shape": [1] * (rank - 2)}
+            graph.nodes.append(gs.Node("Conv", name, attributes, [norm.source, weight, shifts], list(node.outputs)))
             node.outputs.clear()
             changed = True
         return changed
 
 
-def _norm(node: gs.Node) -> tuple[gs.Tensor | None, Channels, Channels]:
-    """What a norm reads, its factor and shift of each channel; None where `node` is none."""
-    nothing = None, np.zeros(0), np.zeros(0)
-    if not is_standard(node):
-        return nothing
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    """What a norm reads, and its factor and shift of each channel."""
+
+    source: gs.Tensor
+    factor: Channels
+    shift: Channels
+
+
+def _norm(node: gs.Node) -> _Norm | None:
+    """The norm that `node` is, None where it is none."""
     if node.op == "BatchNormalization":
         found = norm_affine(node)
-        return (node.inputs[0], *found) if found is not None and node.inputs[0].inputs else nothing
-    variable = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
-    if node.op != "Mul" or len(variable) != 1 or not variable[0].shape or _is_input(variable[0]):
-        return nothing
-    (constant,) = (tensor for tensor in node.inputs if tensor is not variable[0])
-    rank, made = len(variable[0].shape), variable[0].shape[1:2]
-    factor = per_channel(constant, made[0], rank) if made and isinstance(made[0], int) and made[0] > 1 else None
-    if factor is None or constant.values.size == 1 or not _is_read_by_convolution(node.outputs[0]):
-        return nothing
-    return variable[0], factor, np.zeros_like(factor)
+        return _Norm(node.inputs[0], *found) if found is not None and node.inputs[0].inputs else None
+    source = _only_variable(node)
+    if node.op != "Mul" or source is None or len(source.shape or ()) < 2 or _is_input(source):
+        return None
+    (constant,) = (tensor for tensor in node.inputs if tensor is not source)
+    channels = source.shape[1]
+    if not isinstance(channels, int) or constant.values.size == 1:
+        return None
+    factor = per_channel(constant, channels, len(source.shape))
+    if factor is None or not _is_read_by_convolution(node.outputs[0]):
+        return None
+    return _Norm(source, factor, np.zeros_like(factor))
+
+
+def _only_variable(node: gs.Node) -> gs.Tensor | None:
+    """The one input of `node` that isn't constant, None where there are others."""
+    variable = [tensor for tensor in node.inputs if tensor.name and not isinstance(tensor, gs.Constant)]
+    return variable[0] if len(variable) == 1 else None
 
 
 def _is_input(tensor: gs.Tensor) -> bool:
     """True for an input of the graph, seen through views and arithmetic with constants."""
     while tensor.inputs:
         made = tensor.inputs[0]
-        variable = [read for read in made.inputs if not isinstance(read, gs.Constant)]
-        if made.op not in _WITH_CONSTANTS | VIEWS or len(variable) != 1:
+        source = _only_variable(made)
+        if made.op not in ARITHMETIC | VIEWS or source is None:
             return False
-        tensor = variable[0]
+        tensor = source
     return True
 
 
 def _is_read_by_convolution(tensor: gs.Tensor) -> bool:
     """True where a convolution reads `tensor` behind a shift, an activation, a pooling or zeros around it."""
-    waiting = [tensor]
-    while waiting:
-        for reader in waiting.pop().outputs:
-            if reader.op == "Conv":
-                return True
-            if (
-                reader.op in _BETWEEN
-                and sum(not isinstance(read, gs.Constant) for read in reader.inputs if read.name) == 1
-            ):
-                waiting += reader.outputs
-    return False
+    return any(
+        reader.op == "Conv"
+        or (reader.op in _BETWEEN and _only_variable(reader) is not None and _is_read_by_convolution(reader.outputs[0]))
+        for reader in tensor.outputs
+    )

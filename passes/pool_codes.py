@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass, is_standard
+from amq_onnx.passes.convolutions import given_pads
 from amq_onnx.passes.kernels import is_between_codes
 from amq_onnx.passes.names import free_names
+from amq_onnx.passes.new_nodes import NewNodes
 
 _OF_CONV = frozenset({"auto_pad", "dilations", "kernel_shape", "pads", "strides"})
 
@@ -31,12 +35,14 @@ class AveragePoolsOnCodes(Pass):
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         free = free_names(graph, f"{self.stem}v")
+        add = NewNodes(graph, free)
         outputs = {id(tensor) for tensor in graph.outputs}
-        shared: dict[object, gs.Constant] = {}
+        shared: dict[float, gs.Constant] = {}
 
-        def constant(values: np.ndarray) -> gs.Constant:
-            key = values.dtype, values.tobytes(), values.shape
-            return shared.setdefault(key, gs.Constant(next(free), values))
+        def number(value: float) -> gs.Constant:
+            if value not in shared:
+                shared[value] = gs.Constant(next(free), np.array(value, np.float32))
+            return shared[value]
 
         changed = False
         for node in list(graph.nodes):
@@ -44,24 +50,16 @@ class AveragePoolsOnCodes(Pass):
                 continue
             sizes = _kernel(node)
             if sizes is None:
-                bounded = gs.Variable(next(free), np.float32, node.inputs[0].shape)
-                lowest = constant(np.array(np.finfo(np.float32).min))
-                graph.nodes.append(gs.Node("Clip", "", {}, [node.inputs[0], lowest], [bounded]))
-                node.inputs[0] = bounded
+                node.inputs[0] = add("Clip", [node.inputs[0], number(float(np.finfo(np.float32).min))])
             else:
-                ones = gs.Variable(next(free), np.int8, sizes)
-                kernel = gs.Variable(next(free), np.float32, sizes)
+                ones = add(
+                    "ConstantOfShape", [add.numbers(*sizes)], np.int8, value=gs.Constant("", np.ones(1, np.int8))
+                )
                 # A zero point of its own: onnxruntime changes those of weights under session.x64quantprecision.
                 zero = gs.Constant(next(free), np.array(0, np.int8))
-                parameters = [constant(np.array(1 / np.prod(sizes[2:]), np.float32)), zero]
-                value = {"value": gs.Constant("", np.ones(1, np.int8))}
-                graph.nodes += [
-                    gs.Node("ConstantOfShape", "", value, [constant(np.array(sizes, np.int64))], [ones]),
-                    gs.Node("DequantizeLinear", "", {}, [ones, *parameters], [kernel]),
-                ]
+                node.inputs.append(add("DequantizeLinear", [ones, number(1 / math.prod(sizes[2:])), zero]))
                 kept = {name: value for name, value in node.attrs.items() if name in _OF_CONV}
                 node.op, node.attrs = "Conv", {**kept, "group": sizes[0]}
-                node.inputs.append(kernel)
             changed = True
         return changed
 
@@ -69,9 +67,10 @@ class AveragePoolsOnCodes(Pass):
 def _kernel(pool: gs.Node) -> list[int] | None:
     """The shape of the weight of a depthwise convolution that does the same; None where there is none or it isn't
     known."""
-    padded = any(pool.attrs.get("pads", ())) and not pool.attrs.get("count_include_pad", 0)
-    if padded or pool.attrs.get("ceil_mode", 0) or pool.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    kernel = pool.attrs["kernel_shape"]
+    pads = given_pads(pool, len(kernel))
+    if pads is None or pool.attrs.get("ceil_mode", 0) or (any(pads) and not pool.attrs.get("count_include_pad", 0)):
         return None
     shape = pool.outputs[0].shape or pool.inputs[0].shape
     channels = shape[1] if shape else None
-    return [channels, 1, *pool.attrs["kernel_shape"]] if isinstance(channels, int) else None
+    return [channels, 1, *kernel] if isinstance(channels, int) else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.kernels import is_between_codes
 from amq_onnx.passes.names import free_names
+from amq_onnx.passes.new_nodes import NewNodes
 from amq_onnx.quantizer.activation_ranges import activation_encoding
 from amq_onnx.quantizer.affine import quantize
 
@@ -37,15 +36,11 @@ class PReluOnCodes(Pass):
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         free = free_names(graph, f"{self.stem}p")
+        add = NewNodes(graph, free)
         outputs = {id(tensor) for tensor in graph.outputs}
 
         def constant(values: NDArray[np.generic]) -> gs.Constant:
             return gs.Constant(next(free), values)
-
-        def made(operator: str, inputs: Sequence[gs.Tensor]) -> gs.Variable:
-            result = gs.Variable(next(free), np.uint8 if operator in ("Clip", "QuantizeLinear") else np.float32)
-            graph.nodes.append(gs.Node(operator, "", {}, list(inputs), [result]))
-            return result
 
         ends = [constant(np.array(end, np.uint8)) for end in (_CODES.min, _CODES.max)]
         changed = False
@@ -55,18 +50,18 @@ class PReluOnCodes(Pass):
             quantizers = list(node.outputs[0].outputs)
             codes, scale, zero = node.inputs[0].inputs[0].inputs
             above, below = (
-                made("DequantizeLinear", [made("Clip", [codes, *bounds]), scale, zero])
+                add("DequantizeLinear", [add("Clip", [codes, *bounds], np.uint8), scale, zero])
                 for bounds in ((zero, ends[1]), (ends[0], zero))
             )
             slopes = np.atleast_1d(node.inputs[1].values)
             encoding = activation_encoding(float(slopes.min(initial=0)), float(slopes.max(initial=0)), 8)
             parts = quantize(slopes, encoding).astype(np.uint8), encoding.scale, np.array(encoding.zero_point, np.uint8)
-            factor = made("DequantizeLinear", [constant(each) for each in parts])
+            factor = add("DequantizeLinear", [constant(each) for each in parts])
             node.outputs.clear()
             for quantizer in quantizers:
                 parameters = quantizer.inputs[1:]
-                product = made("QuantizeLinear", [made("Mul", [below, factor]), *parameters])
-                quantizer.inputs[0] = made("Add", [above, made("DequantizeLinear", [product, *parameters])])
+                product = add("QuantizeLinear", [add("Mul", [below, factor]), *parameters], np.uint8)
+                quantizer.inputs[0] = add("Add", [above, add("DequantizeLinear", [product, *parameters])])
             changed = True
         return changed
 

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.kernels import integer_convolutions
 from amq_onnx.passes.names import free_names
+from amq_onnx.passes.new_nodes import NewNodes
 
 
 class RepeatChannels(Pass):
@@ -27,6 +28,7 @@ class RepeatChannels(Pass):
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
         free = free_names(graph, f"{self.stem}r")
+        add = NewNodes(graph, free)
         numbers: dict[int, gs.Constant] = {}
         indices: dict[tuple[int, int], gs.Variable] = {}
 
@@ -35,21 +37,16 @@ class RepeatChannels(Pass):
                 numbers[value] = gs.Constant(next(free), np.array(value, np.int32))
             return numbers[value]
 
-        def made(operator: str, inputs: list[gs.Tensor], dtype: object = None, **attributes: int) -> gs.Variable:
-            output = gs.Variable(next(free), dtype)
-            graph.nodes.append(gs.Node(operator, "", attributes, inputs, [output]))
-            return output
-
         changed = False
         for conv, groups, (outputs, inputs, *_) in integer_convolutions(graph):
             if groups == 1 or inputs != 1 or outputs == groups:
                 continue
             if (outputs, groups) not in indices:
-                channels = made("Range", [number(0), number(outputs), number(1)])
-                indices[outputs, groups] = made("Div", [channels, number(outputs // groups)])
+                channels = add("Range", [number(0), number(outputs), number(1)], np.int32)
+                indices[outputs, groups] = add("Div", [channels, number(outputs // groups)], np.int32)
             codes, *parameters = conv.inputs[0].inputs[0].inputs
-            repeated = made("Gather", [codes, indices[outputs, groups]], codes.dtype, axis=1)
-            conv.inputs[0] = made("DequantizeLinear", [repeated, *parameters], np.float32)
+            repeated = add("Gather", [codes, indices[outputs, groups]], codes.dtype, axis=1)
+            conv.inputs[0] = add("DequantizeLinear", [repeated, *parameters])
             conv.attrs["group"] = outputs
             changed = True
         return changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -10,10 +11,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard
-from amq_onnx.passes.convolutions import changeable
+from amq_onnx.passes.convolutions import changeable, given_pads
 from amq_onnx.passes.kernels import behind_absorbed
 from amq_onnx.passes.names import free_names
-from amq_onnx.passes.numbers import Numbers
+from amq_onnx.passes.new_nodes import NewNodes
 
 # Several convolutions take some 4,000 bytes more for nodes and scales.
 _WORTH_SEVERAL = 16_384
@@ -74,10 +75,10 @@ def _ends(node: gs.Node) -> tuple[list[int], list[int]] | None:
         return None
     if attributes.get("group", 1) != 1 or max(attributes.get("dilations", [1])) > 1 or "output_shape" in attributes:
         return None
-    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
     rank = len(kernel)
-    pads = list(attributes.get("pads", [0] * 2 * rank))
+    pads = given_pads(node, rank)
+    if pads is None:
+        return None
     added = attributes.get("output_padding", [0] * rank)
     behind = [
         -(-size // stride) * stride - size + pad - more
@@ -87,49 +88,56 @@ def _ends(node: gs.Node) -> tuple[list[int], list[int]] | None:
 
 
 def _replace(graph: gs.Graph, node: gs.Node, made: gs.Tensor, ends: tuple[list[int], list[int]]) -> None:
-    strides, rank = node.attrs["strides"], len(ends[0])
-    free = free_names(graph, f"{node.inputs[1].name}_")
-    numbers = Numbers(free)
-
-    def add(operator: str, *inputs: gs.Tensor, **attributes: object) -> gs.Variable:
-        output = gs.Variable(next(free), np.int64 if operator in ("Div", "Mul", "Shape") else np.float32)
-        graph.nodes.append(gs.Node(operator, "", attributes, list(inputs), [output]))
-        return output
-
-    weights = _weights(node)
-    most = [max(sizes) for sizes in zip(*(weight.shape[2:] for weight in weights), strict=True)]
-    found = []
-    for number, weight in enumerate(weights):
-        name = node.inputs[1].name if len(weights) == 1 else next(free)
-        parameters = [gs.Constant(name, weight)]
-        if len(node.inputs) > 2:
-            shifts = np.tile(node.inputs[2].values, len(weight) // len(node.inputs[2].values))
-            parameters.append(gs.Constant(node.inputs[2].name if len(weights) == 1 else next(free), shifts))
-        sizes = weight.shape[2:]
-        pads = [size - 1 for size in (*sizes, *most)]
-        computed = add("Conv", node.inputs[0], *parameters, kernel_shape=list(sizes), pads=pads)
-        computed.inputs[0].name = node.name if not number else ""
-        tensor = node.outputs[0]
-        while tensor is not made:  # the activations behind it
-            step = tensor.outputs[0]
-            computed = add(step.op, computed, *step.inputs[1:], **step.attrs)
-            tensor = step.outputs[0]
-        found.append(computed)
-    inside = found[0] if len(found) == 1 else add("Concat", *found, axis=1)
+    """Let convolutions and a reordering make `made` instead of `node` and the activations behind it."""
+    names = free_names(graph, f"{node.inputs[1].name}_")
+    add = NewNodes(graph, names)
+    found = _convolutions(node, made, add)
+    inside = found[0] if len(found) == 1 else add("Concat", found, axis=1)
     node.outputs.clear()
     made.inputs.clear()
-    places = add("Transpose", inside, perm=[0, *range(2, rank + 2), 1])
-    each = len(weights[0]) if len(weights) > 1 else len(weights[0]) // math.prod(strides)
-    apart = add("Reshape", places, numbers(*[0] * rank, -1, *strides[:-1], strides[-1] * each))
-    if rank > 1:
-        pairs = [place for number in range(1, rank) for place in (number, rank + number)]
-        apart = add("Transpose", apart, perm=[0, *pairs, rank, 2 * rank])
-    shape = add("Mul", add("Shape", places), numbers(1, *strides, 1))
-    joined = add("Reshape", apart, add("Div", shape, numbers(*[1] * (rank + 1), math.prod(strides))))
+    rank = len(ends[0])
+    joined = _in_place(inside, node.attrs["strides"], node.inputs[1].shape[1], add)
     if any(ends[0]) or any(ends[1]):
         last = [-end if end else np.iinfo(np.int64).max for end in ends[1]]
-        joined = add("Slice", joined, numbers(*ends[0]), numbers(*last), numbers(*range(1, rank + 1)))
+        bounds = [add.numbers(*each) for each in (ends[0], last, range(1, rank + 1))]
+        joined = add("Slice", [joined, *bounds])
     graph.nodes.append(gs.Node("Transpose", "", {"perm": [0, rank + 1, *range(1, rank + 1)]}, [joined], [made]))
+
+
+def _convolutions(node: gs.Node, made: gs.Tensor, add: NewNodes) -> list[gs.Variable]:
+    """What the convolutions make, of all places or of one each, behind the activations between `node` and `made`."""
+    weights = _weights(node)
+    most = [max(sizes) for sizes in zip(*(weight.shape[2:] for weight in weights), strict=True)]
+    found: list[gs.Variable] = []
+    for weight in weights:
+        repeated = len(weight) // node.inputs[1].shape[1]
+        values = [weight, *(np.tile(tensor.values, repeated) for tensor in node.inputs[2:])]
+        names = [tensor.name if len(weights) == 1 else next(add.names) for tensor in node.inputs[1:]]
+        parameters = [gs.Constant(name, each) for name, each in zip(names, values, strict=True)]
+        sizes = weight.shape[2:]
+        pads = [size - 1 for size in (*sizes, *most)]
+        computed = add("Conv", [node.inputs[0], *parameters], kernel_shape=list(sizes), pads=pads)
+        computed.inputs[0].name = "" if found else node.name
+        tensor = node.outputs[0]
+        while tensor is not made:
+            step = tensor.outputs[0]
+            computed = add(step.op, [computed, *step.inputs[1:]], **step.attrs)
+            tensor = step.outputs[0]
+        found.append(computed)
+    return found
+
+
+def _in_place(inside: gs.Tensor, strides: Sequence[int], channels: int, add: NewNodes) -> gs.Variable:
+    """The places [n, s .. o, h, ..] of `inside` in their order, [n, s h, .., o]."""
+    rank = len(strides)
+    places = add("Transpose", [inside], perm=[0, *range(2, rank + 2), 1])
+    apart = add("Reshape", [places, add.numbers(*[0] * rank, -1, *strides[:-1], strides[-1] * channels)])
+    if rank > 1:
+        pairs = [place for number in range(1, rank) for place in (number, rank + number)]
+        apart = add("Transpose", [apart], perm=[0, *pairs, rank, 2 * rank])
+    sizes = add("Mul", [add("Shape", [places], np.int64), add.numbers(1, *strides, 1)], np.int64)
+    sizes = add("Div", [sizes, add.numbers(*[1] * (rank + 1), math.prod(strides))], np.int64)
+    return add("Reshape", [apart, sizes])
 
 
 def _weights(node: gs.Node) -> list[NDArray[np.generic]]:

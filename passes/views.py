@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from amq_onnx.passes.affine import NUMBER_SHAPES
 from amq_onnx.passes.base import Pass, is_standard, replace_readers
 from amq_onnx.passes.names import free_names
 
@@ -20,8 +21,7 @@ _OF_DIMENSIONS = _REDUCTIONS | {"Concat", "Pad"}  # operators that name dimensio
 _MOVED_OVER = _ELEMENTWISE | _OF_DIMENSIONS
 VIEWS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 _Parameters = tuple[str, tuple[int, ...]]
-# Shapes of constants that are what they are to any other shape.
-_NUMBERS: tuple[Sequence[int], ...] = ((), (1,), [], [1])
+_Reading = tuple[dict[str, object], dict[int, NDArray[np.generic]]]
 
 
 class ViewsBehindElementwise(Pass):
@@ -47,8 +47,10 @@ class ViewsBehindElementwise(Pass):
         while again:
             again = False
             for node in list(graph.nodes):
-                if node.op in _MOVED_OVER and is_standard(node) and (view := _view_read(node, outputs)) is not None:
-                    graph.nodes += _moved_behind(graph, node, view)
+                view = _view_read(node, outputs) if node.op in _MOVED_OVER and is_standard(node) else None
+                reading = _reading(node, view) if view is not None else None
+                if view is not None and reading is not None:
+                    graph.nodes += _moved_behind(graph, node, view, *reading)
                     changed = again = True
         return changed
 
@@ -127,12 +129,7 @@ def _view_read(node: gs.Node, outputs: Collection[int]) -> gs.Node | None:
         if view is None or not _is_movable(view, outputs) or (found and not _is_alike(view, found[0])):
             return None
         found.append(view)
-    if not found or not any(_is_behind_convolution(view.inputs[0]) for view in found):
-        return None
-    shapes = [tensor.shape for tensor in node.inputs if isinstance(tensor, gs.Constant)]
-    if node.op in _OF_DIMENSIONS:
-        return found[0] if _in_front_of_transpose(node, found[0]) is not None else None
-    return found[0] if all(_fits(shape, found[0].outputs[0].shape) for shape in shapes) else None
+    return found[0] if any(_is_behind_convolution(view.inputs[0]) for view in found) else None
 
 
 def _is_movable(view: gs.Node, outputs: Collection[int]) -> bool:
@@ -170,6 +167,38 @@ def _is_behind_convolution(tensor: gs.Tensor) -> bool:
     return False
 
 
+def _reading(node: gs.Node, view: gs.Node) -> _Reading | None:
+    """Attributes of `node` and constants by their place among its inputs, for it to read what `view` reads; None where
+    it can't."""
+    operator, places = _parameters(view) or ("", ())
+    constants = {place: tensor.values for place, tensor in enumerate(node.inputs) if isinstance(tensor, gs.Constant)}
+    if node.op in _OF_DIMENSIONS:
+        return _of_other_dimensions(node, places, constants) if operator == "Transpose" else None
+    made = view.outputs[0].shape
+    if not all(_fits(values.shape, made) for values in constants.values()):
+        return None
+    changed = {place: values for place, values in constants.items() if values.shape not in NUMBER_SHAPES}
+    return node.attrs, {place: _in_front(values, (operator, places), len(made)) for place, values in changed.items()}
+
+
+def _of_other_dimensions(
+    node: gs.Node, perm: Sequence[int], constants: Mapping[int, NDArray[np.generic]]
+) -> _Reading | None:
+    """The reading of an operator that names dimensions, in front of a Transpose; None where it computes with constants
+    or there is no order for what it makes."""
+    if node.op == "Concat":
+        return None if constants else ({**node.attrs, "axis": perm[node.attrs["axis"]]}, {})
+    if node.op == "Pad":
+        if 1 not in constants or (len(node.inputs) > 3 and node.inputs[3].name):
+            return None
+        return node.attrs, {1: constants[1].reshape(2, -1)[:, np.argsort(perm)].reshape(-1)}
+    axes = constants.get(1, node.attrs.get("axes"))
+    if axes is None or (not node.attrs.get("keepdims", 1) and not _keeps_order(perm, axes)):
+        return None
+    named = [perm[axis] for axis in axes]
+    return (node.attrs, {1: np.array(named, np.int64)}) if 1 in constants else ({**node.attrs, "axes": named}, {})
+
+
 def _fits(constant: Sequence[int], read: Sequence[int | str]) -> bool:
     """True where a constant adds neither a dimension nor an element to what it is computed with."""
     if len(constant) > len(read):
@@ -177,18 +206,26 @@ def _fits(constant: Sequence[int], read: Sequence[int | str]) -> bool:
     return all(size in (1, other) for size, other in zip(constant, read[len(read) - len(constant) :], strict=True))
 
 
-def _moved_behind(graph: gs.Graph, node: gs.Node, view: gs.Node) -> list[gs.Node]:
+def _in_front(values: NDArray[np.generic], parameters: _Parameters, rank: int) -> NDArray[np.generic]:
+    """A constant for what a view reads, of one for what it makes, which has `rank` dimensions."""
+    values = values.reshape([1] * (rank - values.ndim) + list(values.shape))
+    if parameters[0] == "Transpose":
+        return np.transpose(values, np.argsort(parameters[1]))
+    return values.reshape([int(size) for size in _sizes_in_front(values.shape, parameters)])
+
+
+def _moved_behind(
+    graph: gs.Graph,
+    node: gs.Node,
+    view: gs.Node,
+    attributes: dict[str, object],
+    constants: Mapping[int, NDArray[np.generic]],
+) -> list[gs.Node]:
     """Let `node` read what `view` reads. Returns the view that makes what `node` made of that, none where there is
     nothing to be done."""
     made, parameters = node.outputs[0], _parameters(view)
     assert parameters is not None
-    constants: dict[int, NDArray[np.generic]] = {}
-    if node.op in _OF_DIMENSIONS:
-        node.attrs, constants = _in_front_of_transpose(node, view) or ({}, {})
-    else:
-        for place, tensor in enumerate(node.inputs):
-            if isinstance(tensor, gs.Constant) and tensor.shape not in _NUMBERS:
-                constants[place] = _in_front(tensor.values, parameters, len(view.outputs[0].shape))
+    node.attrs = dict(attributes)
     for place, tensor in enumerate(node.inputs):
         if place in constants:
             node.inputs[place] = gs.Constant(next(free_names(graph, f"{tensor.name}_")), constants[place])
@@ -200,39 +237,6 @@ def _moved_behind(graph: gs.Graph, node: gs.Node, view: gs.Node) -> list[gs.Node
     inside = gs.Variable(next(free_names(graph, f"{made.name}_")), made.dtype, shape)
     node.outputs = [inside]
     return [gs.Node(view.op, "", dict(view.attrs), [inside, *view.inputs[1:]], [made])]
-
-
-def _in_front(values: NDArray[np.generic], parameters: _Parameters, rank: int) -> NDArray[np.generic]:
-    """A constant for what a view reads, of one for what it makes, which has `rank` dimensions."""
-    values = values.reshape([1] * (rank - values.ndim) + list(values.shape))
-    if parameters[0] == "Transpose":
-        return np.transpose(values, np.argsort(parameters[1]))
-    return values.reshape([int(size) for size in _sizes_in_front(values.shape, parameters)])
-
-
-def _in_front_of_transpose(
-    node: gs.Node, view: gs.Node
-) -> tuple[dict[str, object], dict[int, NDArray[np.generic]]] | None:
-    """Attributes of `node` and constants by their place among its inputs, for it to read what `view` reads; None where
-    that is no Transpose, `node` computes with constants or there is no order for what it makes."""
-    operator, perm = _parameters(view) or ("", ())
-    constant = {place: tensor for place, tensor in enumerate(node.inputs) if isinstance(tensor, gs.Constant)}
-    if operator != "Transpose":
-        return None
-    if node.op == "Concat":
-        return None if constant else ({**node.attrs, "axis": perm[node.attrs["axis"]]}, {})
-    if node.op == "Pad":
-        if 1 not in constant or (len(node.inputs) > 3 and node.inputs[3].name):
-            return None
-        ends = constant[1].values.reshape(2, -1)[:, np.argsort(perm)]
-        return dict(node.attrs), {1: ends.reshape(-1)}
-    axes = constant[1].values if 1 in constant else node.attrs.get("axes")
-    if axes is None or (not node.attrs.get("keepdims", 1) and not _keeps_order(perm, axes)):
-        return None
-    named = [perm[axis] for axis in axes]
-    if 1 in constant:
-        return dict(node.attrs), {1: np.array(named, np.int64)}
-    return {**node.attrs, "axes": named}, {}
 
 
 def _keeps_order(perm: Sequence[int], axes: Sequence[int]) -> bool:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.kernels import integer_convolutions
 from amq_onnx.passes.names import free_names
-from amq_onnx.passes.numbers import Numbers
+from amq_onnx.passes.new_nodes import NewNodes
 
 # Channels of a group, as many as onnxruntime's integer matrix products need to be worth their call, and at most.
 _WIDE, _WIDEST = 32, 192
@@ -36,8 +36,8 @@ class WidenGroups(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        free = free_names(graph, f"{self.stem}g")
-        constant = Numbers(free)
+        add = NewNodes(graph, free_names(graph, f"{self.stem}g"))
+        constant = add.numbers
         changed = False
         for conv, groups, (outputs, inputs, *kernel) in integer_convolutions(graph):
             joined = _joined(groups, inputs, outputs // groups)
@@ -55,9 +55,7 @@ class WidenGroups(Pass):
                 ("Reshape", constant(outputs, joined * inputs, *kernel)),
             ]
             for operator, *parameters in steps:
-                made = gs.Variable(next(free), codes.dtype)
-                graph.nodes.append(gs.Node(operator, "", {}, [codes, *parameters], [made]))
-                codes = made
+                codes = add(operator, [codes, *parameters], codes.dtype)
             dequantize.inputs[0] = codes
             conv.inputs[1].shape = [outputs, joined * inputs, *kernel]
             conv.attrs["group"] = groups // joined

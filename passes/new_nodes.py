@@ -1,0 +1,31 @@
+"""Nodes that a pass adds to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from amq_onnx.passes.numbers import Numbers
+
+
+class NewNodes:
+    """Adds nodes of one output to `graph`.
+
+    names: where the names of what they make come from. numbers: the whole numbers that they read.
+    """
+
+    def __init__(self, graph: gs.Graph, names: Iterator[str]) -> None:
+        self.graph = graph
+        self.names = names
+        self.numbers = Numbers(names)
+
+    def __call__(
+        self, operator: str, inputs: Sequence[gs.Tensor], dtype: npt.DTypeLike = np.float32, **attributes: object
+    ) -> gs.Variable:
+        """What a new node makes of `inputs`, a tensor of `dtype`."""
+        made = gs.Variable(next(self.names), dtype)
+        self.graph.nodes.append(gs.Node(operator, "", attributes, list(inputs), [made]))
+        return made
