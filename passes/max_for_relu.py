@@ -9,6 +9,7 @@ from amq_onnx.passes.base import Pass, only_reader
 from amq_onnx.passes.clips_on_codes import clip_bounds
 from amq_onnx.passes.kernels import is_integer
 from amq_onnx.passes.names import free_names
+from amq_onnx.passes.new_nodes import NewNodes
 
 
 class MaxForRelu(Pass):
@@ -27,8 +28,7 @@ class MaxForRelu(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        free = free_names(graph, f"{self.stem}m")
-        held: dict[float, gs.Constant] = {}
+        add = NewNodes(graph, free_names(graph, f"{self.stem}m"))
         outputs = {id(tensor) for tensor in graph.outputs}
         changed = False
         for node in list(graph.nodes):
@@ -41,11 +41,8 @@ class MaxForRelu(Pass):
                 continue
             tensor, result = node.outputs[0], bound.outputs[0]
             bound.outputs.clear()
-            for number, (operator, end) in enumerate(kept, 1):
-                if end not in held:
-                    held[end] = gs.Constant(next(free), np.array(end, np.float32))
-                output = result if number == len(kept) else gs.Variable(next(free), np.float32)
-                graph.nodes.append(gs.Node(operator, "", {}, [tensor, held[end]], [output]))
-                tensor = output
+            for operator, end in kept:
+                tensor = add(operator, [tensor, add.scalar(end)])
+            tensor.inputs[0].outputs = [result]
             changed = True
         return changed

@@ -21,6 +21,7 @@ class NewNodes:
         self.graph = graph
         self.names = names
         self.numbers = Numbers(names)
+        self._scalars: dict[tuple[float, np.dtype[np.generic]], gs.Constant] = {}
 
     def __call__(
         self, operator: str, inputs: Sequence[gs.Tensor], dtype: npt.DTypeLike = np.float32, **attributes: object
@@ -28,4 +29,18 @@ class NewNodes:
         """What a new node makes of `inputs`, a tensor of `dtype`."""
         made = gs.Variable(next(self.names), dtype)
         self.graph.nodes.append(gs.Node(operator, "", attributes, list(inputs), [made]))
+        return made
+
+    def scalar(self, value: float, dtype: npt.DTypeLike = np.float32) -> gs.Constant:
+        """A constant without axes, made once for all that read it."""
+        key = value, np.dtype(dtype)
+        if key not in self._scalars:
+            self._scalars[key] = gs.Constant(next(self.names), np.array(value, dtype))
+        return self._scalars[key]
+
+    def unbounded(self, tensor: gs.Tensor) -> gs.Variable:
+        """`tensor` behind a Clip that bounds nothing: onnxruntime doesn't see that it was dequantized, and makes
+        neither an integer kernel nor a DequantizeLinear of its own for each node that reads it."""
+        made = self("Clip", [tensor, self.scalar(float(np.finfo(np.float32).min))])
+        made.shape = tensor.shape
         return made

@@ -37,27 +37,20 @@ class AveragePoolsOnCodes(Pass):
         free = free_names(graph, f"{self.stem}v")
         add = NewNodes(graph, free)
         outputs = {id(tensor) for tensor in graph.outputs}
-        shared: dict[float, gs.Constant] = {}
-
-        def number(value: float) -> gs.Constant:
-            if value not in shared:
-                shared[value] = gs.Constant(next(free), np.array(value, np.float32))
-            return shared[value]
-
         changed = False
         for node in list(graph.nodes):
             if node.op != "AveragePool" or not is_standard(node) or not is_between_codes(node, outputs):
                 continue
             sizes = _kernel(node)
             if sizes is None:
-                node.inputs[0] = add("Clip", [node.inputs[0], number(float(np.finfo(np.float32).min))])
+                node.inputs[0] = add.unbounded(node.inputs[0])
             else:
                 ones = add(
                     "ConstantOfShape", [add.numbers(*sizes)], np.int8, value=gs.Constant("", np.ones(1, np.int8))
                 )
                 # A zero point of its own: onnxruntime changes those of weights under session.x64quantprecision.
                 zero = gs.Constant(next(free), np.array(0, np.int8))
-                node.inputs.append(add("DequantizeLinear", [ones, number(1 / math.prod(sizes[2:])), zero]))
+                node.inputs.append(add("DequantizeLinear", [ones, add.scalar(1 / math.prod(sizes[2:])), zero]))
                 kept = {name: value for name, value in node.attrs.items() if name in _OF_CONV}
                 node.op, node.attrs = "Conv", {**kept, "group": sizes[0]}
             changed = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.kernels import is_between_codes
@@ -38,11 +37,7 @@ class PReluOnCodes(Pass):
         free = free_names(graph, f"{self.stem}p")
         add = NewNodes(graph, free)
         outputs = {id(tensor) for tensor in graph.outputs}
-
-        def constant(values: NDArray[np.generic]) -> gs.Constant:
-            return gs.Constant(next(free), values)
-
-        ends = [constant(np.array(end, np.uint8)) for end in (_CODES.min, _CODES.max)]
+        ends = [add.scalar(end, np.uint8) for end in (_CODES.min, _CODES.max)]
         changed = False
         for node in list(graph.nodes):
             if not has_constant_slopes(node) or not is_between_codes(node, outputs):
@@ -56,7 +51,7 @@ class PReluOnCodes(Pass):
             slopes = np.atleast_1d(node.inputs[1].values)
             encoding = activation_encoding(float(slopes.min(initial=0)), float(slopes.max(initial=0)), 8)
             parts = quantize(slopes, encoding).astype(np.uint8), encoding.scale, np.array(encoding.zero_point, np.uint8)
-            factor = add("DequantizeLinear", [constant(each) for each in parts])
+            factor = add("DequantizeLinear", [gs.Constant(next(free), each) for each in parts])
             node.outputs.clear()
             for quantizer in quantizers:
                 parameters = quantizer.inputs[1:]

@@ -27,23 +27,16 @@ class RepeatChannels(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        free = free_names(graph, f"{self.stem}r")
-        add = NewNodes(graph, free)
-        numbers: dict[int, gs.Constant] = {}
+        add = NewNodes(graph, free_names(graph, f"{self.stem}r"))
         indices: dict[tuple[int, int], gs.Variable] = {}
-
-        def number(value: int) -> gs.Constant:
-            if value not in numbers:
-                numbers[value] = gs.Constant(next(free), np.array(value, np.int32))
-            return numbers[value]
-
         changed = False
         for conv, groups, (outputs, inputs, *_) in integer_convolutions(graph):
             if groups == 1 or inputs != 1 or outputs == groups:
                 continue
             if (outputs, groups) not in indices:
-                channels = add("Range", [number(0), number(outputs), number(1)], np.int32)
-                indices[outputs, groups] = add("Div", [channels, number(outputs // groups)], np.int32)
+                ends = [add.scalar(value, np.int32) for value in (0, outputs, 1)]
+                channels, copies = add("Range", ends, np.int32), add.scalar(outputs // groups, np.int32)
+                indices[outputs, groups] = add("Div", [channels, copies], np.int32)
             codes, *parameters = conv.inputs[0].inputs[0].inputs
             repeated = add("Gather", [codes, indices[outputs, groups]], codes.dtype, axis=1)
             conv.inputs[0] = add("DequantizeLinear", [repeated, *parameters])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass
 from amq_onnx.passes.kernels import INTEGER, is_constant
 from amq_onnx.passes.names import free_names
+from amq_onnx.passes.new_nodes import NewNodes
 
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
@@ -30,10 +30,10 @@ class ShareDequantized(Pass):
 
     def apply(self, graph: gs.Graph) -> bool:
         """See the class."""
-        free = free_names(graph, f"{self.stem}f")
+        add = NewNodes(graph, free_names(graph, f"{self.stem}f"))
         outputs = {id(tensor) for tensor in graph.outputs}
         own = {id(node) for node in graph.nodes}
-        lowest: gs.Constant | None = None
+        changed = False
         for dequantize in list(graph.nodes):
             if dequantize.op != "DequantizeLinear" or is_constant(dequantize.inputs[0]):
                 continue
@@ -41,13 +41,11 @@ class ShareDequantized(Pass):
             readers = {id(node): node for node in real.outputs if id(node) in own and _is_float(node, outputs)}
             if len(readers) < 2:
                 continue
-            if lowest is None:
-                lowest = gs.Constant(next(free), np.array(np.finfo(np.float32).min))
-            shared = gs.Variable(next(free), np.float32, real.shape)
+            shared = add.unbounded(real)
             for node in readers.values():
                 node.inputs = [shared if tensor is real else tensor for tensor in node.inputs]
-            graph.nodes.append(gs.Node("Clip", "", {}, [real, lowest], [shared]))
-        return lowest is not None
+            changed = True
+        return changed
 
 
 def _is_float(node: gs.Node, outputs: set[int]) -> bool:
