@@ -23,6 +23,7 @@ from amq_onnx.passes.align_outputs import AlignOutputs
 from amq_onnx.passes.base import Pass, run
 from amq_onnx.passes.clips_behind_affine import ClipsBehindAffine
 from amq_onnx.passes.clips_on_codes import ClipsOnCodes
+from amq_onnx.passes.concat_codes import ConcatsOnCodes
 from amq_onnx.passes.correct_biases import CorrectBiases
 from amq_onnx.passes.dequantize_at_load import DequantizeAtLoad
 from amq_onnx.passes.equalize import EqualizeChannels
@@ -267,6 +268,7 @@ def lower(
     passes: list[Pass] = [DropIdentities(), QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
         fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem), AveragePoolsOnCodes(prepared.stem)]
+        fitted += [ConcatsOnCodes(prepared.stem)]
         fitted += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
         fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), PReluOnCodes(prepared.stem)]
         fitted += [ShareDequantized(prepared.stem), HalveConstants(prepared.stem)]

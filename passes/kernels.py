@@ -50,13 +50,20 @@ def integer_convolutions(graph: gs.Graph) -> Iterator[tuple[gs.Node, int, list[i
 
 
 def is_between_codes(node: gs.Node, outputs: set[int]) -> bool:
-    """True where the first input of `node` is dequantized and nothing but quantizers reads its output, all with one
-    scale and a zero point of uint8. outputs: ids of the graph's outputs."""
-    read, made = node.inputs[0], node.outputs[0]
-    if id(made) in outputs or not read.inputs or read.inputs[0].op != "DequantizeLinear":
-        return False
-    return all(reader.op == "QuantizeLinear" and _has_code(reader) for reader in made.outputs) and _has_code(
-        read.inputs[0]
+    """True where the first input of `node` is dequantized and nothing but quantizers reads its output, see both below.
+    outputs: ids of the graph's outputs."""
+    return is_dequantized(node.inputs[0]) and is_quantized(node.outputs[0], outputs)
+
+
+def is_dequantized(tensor: gs.Tensor) -> bool:
+    """True for what a DequantizeLinear makes, with one scale and a zero point of uint8."""
+    return bool(tensor.inputs) and tensor.inputs[0].op == "DequantizeLinear" and _has_code(tensor.inputs[0])
+
+
+def is_quantized(tensor: gs.Tensor, outputs: set[int]) -> bool:
+    """True where nothing but quantizers reads `tensor`, each with one scale and a zero point of uint8."""
+    return id(tensor) not in outputs and all(
+        reader.op == "QuantizeLinear" and _has_code(reader) for reader in tensor.outputs
     )
 
 
