@@ -41,6 +41,7 @@ from amq_onnx.passes.kernels import INTEGER, biased
 from amq_onnx.passes.loop_invariants import ReadInvariantsOutside
 from amq_onnx.passes.max_for_relu import MaxForRelu
 from amq_onnx.passes.max_pool_pads import MaxPoolPads
+from amq_onnx.passes.nearest_resize import RepeatPixels
 from amq_onnx.passes.norm_convolutions import NormsToConvolutions
 from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
@@ -267,11 +268,12 @@ def lower(
     pack = Pack(prepared.recipes(encodings), target.shared)
     passes: list[Pass] = [DropIdentities(), QuantizeBiases(prepared.stem), pack, ClipsOnCodes(target.for_onnxruntime)]
     if target.for_onnxruntime:
-        fitted = [AlignOutputs(prepared.stem), AlignInputs(prepared.stem), AveragePoolsOnCodes(prepared.stem)]
-        fitted += [ConcatsOnCodes(prepared.stem)]
-        fitted += [RepeatChannels(prepared.stem), WidenGroups(prepared.stem)]
-        fitted += [DequantizeAtLoad(), MaxForRelu(prepared.stem), PReluOnCodes(prepared.stem)]
-        fitted += [ShareDequantized(prepared.stem), HalveConstants(prepared.stem)]
+        stem = prepared.stem
+        fitted = [
+            RepeatPixels(stem), AlignOutputs(stem), AlignInputs(stem), AveragePoolsOnCodes(stem), ConcatsOnCodes(stem),
+            RepeatChannels(stem), WidenGroups(stem), DequantizeAtLoad(), MaxForRelu(stem), PReluOnCodes(stem),
+            ShareDequantized(stem), HalveConstants(stem),
+        ]  # fmt: skip
         passes = [*prepared.code_operators.passes(encodings), *passes, *fitted]
     model = run(quantized, passes)
     if not keep_metadata:

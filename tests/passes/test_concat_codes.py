@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_graphs import assert_left_alone, f, model, node, operators, operators_run, outputs
+from small_graphs import assert_left_alone, f, model, node, operators_run, outputs
 
 from amq_onnx.passes.base import run
 from amq_onnx.passes.concat_codes import ConcatsOnCodes
