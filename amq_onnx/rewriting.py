@@ -47,6 +47,7 @@ from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
     DropIdentities,
     MeansToPooling,
+    SumsToAdds,
     require_float,
 )
 from amq_onnx.passes.outputs_apart import OutputsApart
@@ -75,9 +76,9 @@ _FOLDING = (
     FoldConstants(), InlineConstantIf(),
 )  # fmt: skip
 _PREPARATION = (
-    FreeBatch(), ViewsBehindElementwise(), JoinViews(), MaxPoolPads(), FoldAffine(), NormsToConvolutions(),
-    JoinBranches(), MeansToPooling(), JoinHardSigmoids(), UniformPRelu(), SplitHardSwishes(), ClipsBehindAffine(),
-    FoldAffine(), FoldAffineForward(), FoldLayerScale(),
+    FreeBatch(), SumsToAdds(), ViewsBehindElementwise(), JoinViews(), MaxPoolPads(), FoldAffine(),
+    NormsToConvolutions(), JoinBranches(), MeansToPooling(), JoinHardSigmoids(), UniformPRelu(), SplitHardSwishes(),
+    ClipsBehindAffine(), FoldAffine(), FoldAffineForward(), FoldLayerScale(),
 )  # fmt: skip
 # A file format that all runtimes read which read our files' operator sets: they refuse formats newer than themselves.
 _OLD_IR_VERSION = 8

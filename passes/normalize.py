@@ -7,7 +7,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from amq_onnx.errors import ModelError
-from amq_onnx.passes.base import Pass, replace_readers
+from amq_onnx.passes.base import Pass, is_standard, only_reader, replace_readers
+from amq_onnx.passes.names import free_names
+from amq_onnx.passes.new_nodes import NewNodes
 
 
 class ConstantsToInitializers(Pass):
@@ -96,6 +98,48 @@ class MeansToPooling(Pass):
                 graph.nodes.append(gs.Node("Flatten", "", {"axis": 1}, [pooled], [output]))
             changed = True
         return changed
+
+
+class SumsToAdds(Pass):
+    """Writes a sum of several tensors as the Adds that runtimes have integer kernels for.
+
+    Before:  a, b, c -> Sum -> y;    or each -> Unsqueeze(axis) -> Concat(axis) -> ReduceSum(axis, keepdims = 0) -> y
+    After:   a, b -> Add -> d;  d, c -> Add -> y
+
+    The second is how PyTorch exports the sum of a stack, as in EfficientDet's pyramids. Left alone: a Concat or a
+    single tensor that something else reads as well, a stack with parts that are no Unsqueeze along the axis that is
+    summed, axes that count from both ends, and a Sum of one tensor.
+    """
+
+    def apply(self, graph: gs.Graph) -> bool:
+        """See the class."""
+        outputs = {id(tensor) for tensor in graph.outputs}
+        changed = False
+        for node in list(graph.nodes):
+            terms = list(node.inputs) if node.op == "Sum" and is_standard(node) else _stacked(node, outputs)
+            if len(terms) < 2:
+                continue
+            made = node.outputs[0]
+            node.outputs.clear()
+            add = NewNodes(graph, free_names(graph, f"{made.name}_"))
+            total = terms[0]
+            for term in terms[1:]:
+                total = add("Add", [total, term], made.dtype)
+            total.inputs[0].outputs = [made]
+            changed = True
+        return changed
+
+
+def _stacked(node: gs.Node, outputs: set[int]) -> list[gs.Tensor]:
+    """The tensors that a ReduceSum adds up which are joined for it alone, each made a layer of a stack; else none."""
+    stack = node.inputs[0].inputs[0] if node.op == "ReduceSum" and node.inputs[0].inputs else None
+    if stack is None or stack.op != "Concat" or node.attrs.get("keepdims", 1) or only_reader(stack, outputs) is None:
+        return []
+    axes = [stack.attrs["axis"]]
+    layers = [layer for tensor in stack.inputs for layer in tensor.inputs if layer.op == "Unsqueeze"]
+    if len(layers) < len(stack.inputs) or any(_axes(each) != axes for each in (node, *layers)):
+        return []
+    return [layer.inputs[0] for layer in layers]
 
 
 def _is_of_norm(mean: gs.Node) -> bool:

@@ -14,6 +14,7 @@ from small_graphs import (
     initializers,
     model,
     node,
+    operators,
 )
 
 from amq_onnx.errors import ModelError
@@ -22,6 +23,7 @@ from amq_onnx.passes.normalize import (
     ConstantsToInitializers,
     DropIdentities,
     MeansToPooling,
+    SumsToAdds,
     require_float,
 )
 
@@ -159,6 +161,68 @@ class TestMeansToPooling:
             {"y": ["n", 1, None, None]},
         )
         assert_left_alone(MeansToPooling(), before)
+
+
+def stack(*parts, axis=-1, axes=None, concat=None, kept=0, opset=18, results=("y",), behind=()):
+    """Each of `parts` -> Unsqueeze -> Concat -> ReduceSum -> y"""
+    constants = {"axes": np.array([axis if axes is None else axes]), "axis": np.array([axis])}
+    nodes = [node("Relu", "x", "a"), node("Sigmoid", "x", "b"), node("Tanh", "x", "c")]
+    nodes += [node("Unsqueeze", f"{part} axis", f"{part}{at}") for at, part in enumerate(parts)]
+    nodes.append(node("Concat", " ".join(f"{part}{at}" for at, part in enumerate(parts)), "s", axis=concat or axis))
+    if opset < 13:
+        nodes = [node("Unsqueeze", *item.input[:1], *item.output, axes=[axis]) if item.op_type == "Unsqueeze" else item
+                 for item in nodes]  # fmt: skip
+        nodes.append(node("ReduceSum", "s", "y", axes=[axis], keepdims=kept))
+        constants = {}
+    else:
+        nodes.append(node("ReduceSum", "s axes", "y", keepdims=kept))
+    return model([*nodes, *behind], {"x": ["n", 3, 6, 6]}, dict.fromkeys(results), constants, opset=opset)
+
+
+class TestSumsToAdds:
+    @pytest.mark.parametrize(
+        ("before", "terms"),
+        [
+            (stack("a", "b"), 2),
+            (stack("a", "b", "c", axis=0), 3),
+            (stack("a", "a", "b", axis=2), 3),
+            (stack("a", "b", opset=12), 2),
+            (stack("a", "b", results=("y", "b1")), 2),
+        ],
+        ids=["two", "three, first axis", "one twice", "axes as attributes", "a layer that is an output"],
+    )
+    def test_sums_of_stacks(self, before, terms):
+        after = run(before, [SumsToAdds()])
+        kinds = operators(after)
+        assert kinds.count("Add") == terms - 1 and not {"Concat", "ReduceSum"} & set(kinds)
+        assert_same_outputs(before, after, {"x": f(2, 3, 6, 6)}, 1e-6)
+        assert run(after, [SumsToAdds()]) is after
+
+    def test_sums_of_several_tensors(self):
+        nodes = [node("Sum", "x b x w", "t"), node("Relu", "t", "y")]
+        constants = {"b": f(3, 1, 1), "w": f(1)}
+        before = model(nodes, IMAGE, {"y": None, "t": None}, constants)
+        assert_rewrites(SumsToAdds(), before, ["Add", "Add", "Add", "Relu"], tolerance=1e-6)
+
+    @pytest.mark.parametrize(
+        "before",
+        [
+            stack("a", "b", axes=1),
+            stack("a", "b", axis=4, concat=-1),
+            stack("a", "b", kept=1),
+            stack("a", "b", results=("y", "s")),
+            stack("a", "b", results=("y", "e"), behind=(node("Erf", "s", "e"),)),
+            stack("a"),
+            model([node("Sum", "x", "y")], IMAGE, {"y": None}),
+            model([node("Concat", "x x", "s", axis=1), node("ReduceSum", "s one", "y", keepdims=0)], IMAGE,
+                  {"y": None}, {"one": np.array([1])}),
+            model([node("ReduceSum", "x", "y", keepdims=0)], IMAGE, {"y": None}),
+        ],
+        ids=["another axis", "from both ends", "an axis that stays", "an output", "read by others", "one", "Sum of one",
+             "no stack", "an input"],
+    )  # fmt: skip
+    def test_what_stays(self, before):
+        assert_left_alone(SumsToAdds(), before)
 
 
 class TestRequireFloat:
