@@ -52,6 +52,7 @@ from amq_onnx.passes.normalize import (
 )
 from amq_onnx.passes.outputs_apart import OutputsApart
 from amq_onnx.passes.pack import Pack, QuantizeBiases
+from amq_onnx.passes.pixel_shuffle import PixelShuffles
 from amq_onnx.passes.place import PlaceOnCodes
 from amq_onnx.passes.pool_codes import AveragePoolsOnCodes
 from amq_onnx.passes.prelu_codes import PReluOnCodes
@@ -209,7 +210,7 @@ def prepare(
         model = _convert(model, wanted)
     passes = [*_PREPARATION, *([EqualizeChannels()] if equalize else [])]
     if TARGETS[target].for_onnxruntime:
-        passes.append(TransposedConvolutions())
+        passes += [TransposedConvolutions(), PixelShuffles()]
     model = run(_with_shapes(_folded(model)), passes)
     model = _with_shapes(hoist_weights(model))
     apart = ReadersApart(find_readers_of_codes(model, outputs=quantize_outputs))

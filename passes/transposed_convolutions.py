@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from amq_onnx.passes.base import Pass, is_standard
 from amq_onnx.passes.convolutions import changeable, given_pads
+from amq_onnx.passes.interleaving import interleaved
 from amq_onnx.passes.kernels import behind_absorbed
 from amq_onnx.passes.names import free_names
 from amq_onnx.passes.new_nodes import NewNodes
@@ -96,7 +95,7 @@ def _replace(graph: gs.Graph, node: gs.Node, made: gs.Tensor, ends: tuple[list[i
     node.outputs.clear()
     made.inputs.clear()
     rank = len(ends[0])
-    joined = _in_place(inside, node.attrs["strides"], node.inputs[1].shape[1], add)
+    joined = interleaved(inside, node.attrs["strides"], node.inputs[1].shape[1], add)
     if any(ends[0]) or any(ends[1]):
         last = [-end if end else np.iinfo(np.int64).max for end in ends[1]]
         bounds = [add.numbers(*each) for each in (ends[0], last, range(1, rank + 1))]
@@ -125,19 +124,6 @@ def _convolutions(node: gs.Node, made: gs.Tensor, add: NewNodes) -> list[gs.Vari
             tensor = step.outputs[0]
         found.append(computed)
     return found
-
-
-def _in_place(inside: gs.Tensor, strides: Sequence[int], channels: int, add: NewNodes) -> gs.Variable:
-    """The places [n, s .. o, h, ..] of `inside` in their order, [n, s h, .., o]."""
-    rank = len(strides)
-    places = add("Transpose", [inside], perm=[0, *range(2, rank + 2), 1])
-    apart = add("Reshape", [places, add.numbers(*[0] * rank, -1, *strides[:-1], strides[-1] * channels)])
-    if rank > 1:
-        pairs = [place for number in range(1, rank) for place in (number, rank + number)]
-        apart = add("Transpose", [apart], perm=[0, *pairs, rank, 2 * rank])
-    sizes = add("Mul", [add("Shape", [places], np.int64), add.numbers(1, *strides, 1)], np.int64)
-    sizes = add("Div", [sizes, add.numbers(*[1] * (rank + 1), math.prod(strides))], np.int64)
-    return add("Reshape", [apart, sizes])
 
 
 def _weights(node: gs.Node) -> list[NDArray[np.generic]]:
