@@ -17,7 +17,7 @@ from amq_onnx.code_operators import CodeOperators, find_code_operators
 from amq_onnx.errors import ModelError, UsageError, first_line
 from amq_onnx.functions import inlined
 from amq_onnx.model.layers import Layer, linear_layers
-from amq_onnx.model.sites import Sites, WeightSite, find_readers_of_codes, find_sites
+from amq_onnx.model.sites import Sites, WeightSite, find_float_outputs, find_readers_of_codes, find_sites
 from amq_onnx.passes.align_inputs import AlignInputs
 from amq_onnx.passes.align_outputs import AlignOutputs
 from amq_onnx.passes.base import Pass, run
@@ -50,6 +50,7 @@ from amq_onnx.passes.normalize import (
     SumsToAdds,
     require_float,
 )
+from amq_onnx.passes.output_products import OutputProducts
 from amq_onnx.passes.outputs_apart import OutputsApart
 from amq_onnx.passes.pack import Pack, QuantizeBiases
 from amq_onnx.passes.pixel_shuffle import PixelShuffles
@@ -213,6 +214,8 @@ def prepare(
         passes += [TransposedConvolutions(), PixelShuffles()]
     model = run(_with_shapes(_folded(model)), passes)
     model = _with_shapes(hoist_weights(model))
+    if TARGETS[target].for_onnxruntime and not quantize_outputs:
+        model = _with_shapes(run(model, [OutputProducts(find_float_outputs(model))]))
     apart = ReadersApart(find_readers_of_codes(model, outputs=quantize_outputs))
     model = run(model, [OutputsApart(), apart] if quantize_outputs else [apart])
     sites = find_sites(model, outputs=quantize_outputs)

@@ -92,6 +92,13 @@ def find_readers_of_codes(model: onnx.ModelProto, *, outputs: bool = False) -> d
     return readers_of_codes(graph, {id(read) for found in weights for read in found.reads}, outputs=outputs)
 
 
+def find_float_outputs(model: onnx.ModelProto) -> list[str]:
+    """Of a prepared model, what Convs make that leaves the graph, where it may not be codes."""
+    graph = gs.import_onnx(model)
+    weights = find_weights(graph, {tensor.name for tensor in model.graph.initializer}, {})
+    return float_outputs(graph, {id(read) for found in weights for read in found.reads})
+
+
 def find_sites(model: onnx.ModelProto, *, outputs: bool = False) -> Sites:
     """The sites of a prepared model (constants folded into initializers); with `outputs`, also what Convs make that
     leaves the graph.
