@@ -82,8 +82,8 @@ def quantize(
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
     granularity: "layer" for one width a weight, "channel" for one of each output channel where that pays.
-    equalize: even out channels between layers first. quantize_outputs: let Convs that make outputs run on integer
-        kernels, which rounds the outputs. With `sensitivity`, both are as they were for that.
+    equalize: even out channels between layers first. quantize_outputs: let Convs that make outputs round them,
+        which takes less time. With `sensitivity`, both are as they were for that.
     target: what the file is for, "onnxruntime" or "standard".
     activation_average: bound on the element-weighted mean width of activations; needed with several widths.
     sensitivity: a table computed before. options: how to measure it otherwise.

@@ -197,7 +197,7 @@ def prepare(
 
     opset: convert to this operator set first; without it, only one older than any target's least is converted.
     exclude: regular expressions of sites to leave float. equalize: even out channels (EqualizeChannels).
-    quantize_outputs: let Convs that make outputs of the graph run on codes, so that outputs are rounded. Raises
+    quantize_outputs: let Convs that make outputs of the graph write codes, so that outputs are rounded. Raises
     ModelError for a model that is quantized already, has nothing to quantize or can't be converted; UsageError for an
     expression that matches nothing.
     """

@@ -283,7 +283,37 @@ KINDS = {
             node("MaxPool", "q", "h", kernel_shape=[2, 2]),
             twice=np.float32([1, 1, 2, 2]),
         ),
-        ["QLinearConv", "Resize", "QLinearConcat", "MaxPool", *QUANTIZED],
+        ["QLinearConv", "Transpose", "Gather", "Gather", "Transpose", "QLinearConcat", "MaxPool", *QUANTIZED],
+    ),
+    "Resize, linear": (
+        lambda: between_convolutions(
+            node("Resize", "c - twice", "r", mode="linear"),
+            node("Resize", "c - twice", "s"),
+            node("Concat", "s r", "h", axis=2),
+            twice=np.float32([1, 1, 2, 2]),
+        ),
+        [
+            *("QLinearConv", "Transpose", "Gather", "Gather", "Transpose", "DequantizeLinear", "Resize"),
+            *("QuantizeLinear", "QLinearConcat", *QUANTIZED),
+        ],
+    ),
+    "DepthToSpace": (
+        lambda: between_convolutions(
+            node("Conv", "c p", "k"), node("DepthToSpace", "k", "h", blocksize=2, mode="CRD"), p=f(16, 4, 1, 1)
+        ),
+        [
+            *("QLinearConv", "QLinearConv", *["Transpose", "Reshape"] * 2, "Transpose"),
+            *("Shape", "Gather", "Mul", "Div", *QUANTIZED),
+        ],
+    ),
+    "Sum": (
+        lambda: between_convolutions(
+            *(node("Conv", f"c {weight}", f"{weight}c") for weight in ("p", "o")),
+            node("Sum", "c pc oc", "h"),
+            p=f(4, 4, 1, 1),
+            o=f(4, 4, 1, 1),
+        ),
+        ["QLinearConv", "QLinearConv", "QLinearConv", "QLinearAdd", "QLinearAdd", *QUANTIZED],
     ),
     "MatMul and Add": (lambda: matrix_and_bias("n", 6), ["QuantizeLinear", "QGemm", "QGemm", "Exp"]),
     "MatMul and Add, of more dimensions": (

@@ -56,6 +56,18 @@ def test_comes_closer_to_the_float_graph_and_keeps_the_best_epoch():
     assert set(values) == {*weights, *scales, *nonzero}
 
 
+def test_layers_may_multiply_in_bfloat16():
+    quantized = case()
+    exact, reports = tuned(quantized, OPTIONS)
+    values, coarse = tuned(quantized, replace(OPTIONS, bfloat16=True))
+    again, _ = tuned(quantized, replace(OPTIONS, bfloat16=True))
+    assert all(array.dtype == np.float32 and np.array_equal(array, again[name]) for name, array in values.items())
+    assert any(not np.array_equal(array, exact[name]) for name, array in values.items())
+    assert coarse[0] == reports[0]  # judged in float32
+    best = [report for report in coarse if report.kept][-1]
+    assert best.divergence < 0.7 * coarse[0].divergence
+
+
 def test_the_better_epoch_agrees_more_or_as_much_and_diverges_less():
     report = EpochReport(0.0, 0.96, 0.05)
     assert EpochReport(0.0, 0.955, 0.04).better_than(report, 1000)  # within what 1,000 samples can tell

@@ -108,7 +108,8 @@ def test_steps_have_fewer_samples_where_a_tensor_inside_a_block_is_large(channel
         {"y": None},
         {"w": np.ones((channels, 1, 1, 1), np.float32), "v": np.ones((3, channels, 1, 1), np.float32)},
     )
-    (block,) = find_blocks(prepare(proto).model, ["w", "v"], ["y"])
+    proto = prepare(proto).model
+    (block,) = find_blocks(proto, ["w", "v"], ["y"])
     inputs = torch.ones(8, 1, side, side)
     chunk = Chunk({"x": inputs}, 8, None, None, {"y": torch.ones(8, 3, 1, 1)}, None)
     assert samples_a_step(Executor(proto), block, chunk) == expected
