@@ -116,20 +116,26 @@ def blocks_table(tuned: Tuned) -> Table:
 
 def epochs_table(tuned: Tuned) -> Table:
     """A row an epoch of training the whole graph."""
+    labelled = any(epoch.accuracy is not None for epoch in tuned.epochs)
     return Table(
         "fine-tuning",
-        ["epoch", "loss", "agreement held out", "divergence held out", ""],
+        ["epoch", "loss", "agreement held out", "divergence held out", *["accuracy held out"] * labelled, ""],
         [
             [
                 str(number) if number else "start",
                 real(epoch.loss) if number else "",
-                "" if epoch.agreement is None else f"{epoch.agreement:.4f}",
+                _share(epoch.agreement),
                 real(epoch.divergence),
+                *[_share(epoch.accuracy)] * labelled,
                 "best so far" if epoch.kept else "",
             ]
             for number, epoch in enumerate(tuned.epochs)
         ],
     )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def trials_table(result: Result) -> Table:

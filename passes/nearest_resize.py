@@ -24,6 +24,10 @@ _REPEATING = frozenset(
 )
 
 
+# Blocks of fewer channels take as long as single numbers.
+_CHANNELS = 4
+
+
 class RepeatPixels(Pass):
     """Makes a nearest Resize of codes by whole numbers a Gather of columns and one of rows, channels last.
 
@@ -34,7 +38,7 @@ class RepeatPixels(Pass):
     The codes are the same. onnxruntime's integer convolutions are channels-last, and so it makes the Resize, one number
     at a time: 32 channels of 256x256 take 6,200 microseconds, the Gathers of blocks 350. The Transposes are those that
     it puts around convolutions anyway. Indices are computed when the model is loaded where sizes are known, else as it
-    runs. Left alone: floats, which convolutions don't have channels-last; other scales, modes and roundings; axes.
+    runs. Left alone: floats, which convolutions don't have channels-last; few channels; other scales, modes, roundings.
     """
 
     def __init__(self, stem: str = "amq_") -> None:
@@ -80,17 +84,19 @@ class RepeatPixels(Pass):
 def _factors(node: gs.Node) -> list[int] | None:
     """By dimension, how often a Resize of codes repeats each position; None for other nodes, and where it does other
     things or what it does isn't known."""
-    if node.op != "Resize" or not is_standard(node) or not is_carrier(node) or "axes" in node.attrs:
+    if node.op != "Resize" or not is_standard(node) or not is_carrier(node):
         return None
     attributes = node.attrs
-    rule = attributes.get("coordinate_transformation_mode", "half_pixel"), attributes.get("nearest_mode")
-    if (rule[0], rule[1] or "round_prefer_floor") not in _REPEATING or _quantizer(node.inputs[0]) is None:
+    laid = attributes.get("coordinate_transformation_mode", "half_pixel")
+    rule = laid, attributes.get("nearest_mode", "round_prefer_floor")
+    shape = _shape(node.inputs[0])
+    few = shape is not None and isinstance(shape[1], int) and shape[1] < _CHANNELS
+    if rule not in _REPEATING or few or _quantizer(node.inputs[0]) is None:
         return None
     scales, sizes = ([*node.inputs[2:4], None, None])[:2]
     if isinstance(scales, gs.Constant) and scales.values.size:
         factors = scales.values
     elif isinstance(sizes, gs.Constant) and attributes.get("keep_aspect_ratio_policy", "stretch") == "stretch":
-        shape = _shape(node.inputs[0])
         if shape is None or not all(isinstance(size, int) for size in shape[1:]):
             return None
         # A first dimension that isn't known is that of samples, which nothing repeats.

@@ -27,6 +27,7 @@ from amq_onnx.model.data import LABELS, Batch, Dataset
 from amq_onnx.model.file import fingerprint
 from amq_onnx.model.heads import Head
 from amq_onnx.tuning.checkpoint import Checkpoint
+from amq_onnx.tuning.epoch_report import EpochReport, is_best
 from amq_onnx.tuning.loader import Augmentation, Loader
 from amq_onnx.tuning.processes import Processes
 from amq_onnx.tuning.quantizers import Quantizer, find_biases, find_quantizers, shifted_scale
@@ -66,25 +67,12 @@ class FineTuneOptions:
     device: str = "cpu"
 
 
-@dataclass(frozen=True)
-class EpochReport:
-    """An epoch: the mean loss of its steps, and afterwards agreement with the float graph (None where no head has
-    classes) and divergence from it, on the samples held out. The first is that of the start and has no loss.
+def _or_nan(share: float | None) -> float:
+    return math.nan if share is None else share
 
-    kept: whether it was the best so far.
-    """
 
-    loss: float
-    agreement: float | None
-    divergence: float
-    kept: bool = False
-
-    def better_than(self, other: EpochReport, samples: int) -> bool:
-        """By agreement where it differs by two standard errors of the `samples` held out, else by divergence, which
-        knows more than which class is first."""
-        own, others = self.agreement or 0.0, other.agreement or 0.0
-        error = math.sqrt(others * (1 - others) / samples)
-        return own > others if abs(own - others) > 2 * error else self.divergence < other.divergence
+def _or_none(share: float) -> float | None:
+    return None if math.isnan(share) else float(share)
 
 
 def fine_tune(
@@ -101,7 +89,8 @@ def fine_tune(
     """Initializers of `quantized`, the quantized form of `model`, after the best epoch; and what each epoch gave.
 
     The best epoch is that of the best agreement with the float graph on held-out samples (see EpochReport), the start
-    included; none that agrees less than the start.
+    included; none that agrees less than the start. Where labels join in, it is the last whose accuracy isn't below that
+    of another by more than two standard errors.
     Raises UsageError for a checkpoint of another run.
     """
     checkpoint = checkpoint or Checkpoint()
@@ -199,7 +188,7 @@ class _Training:
 
     def judge(self, loss: float) -> None:
         """Measure where training stands, and keep it if it is the best so far."""
-        same, divergence, samples = 0.0, 0.0, 0
+        same, right, divergence, samples = 0.0, 0.0, 0.0, 0
         values = self.parameters.detached()
         with torch.no_grad():
             for batch in self.held_out.batches(_EVALUATION_BATCH):
@@ -212,25 +201,28 @@ class _Training:
                     scores, truth = found[head.tensor], expected[head.tensor]
                     divergence += float(each.divergence(truth, scores).double().mean()) * count
                     if head.loss == "softmax":
-                        agreeing = (scores.argmax(head.axis) == truth.argmax(head.axis)).double().mean()
-                        same += float(agreeing) * count
-        classes = sum(head.loss == "softmax" for head in self.heads)
-        agreement = same / samples / classes if classes else None
-        report = EpochReport(loss, agreement, divergence / samples)
-        kept = [other for other in self.reports if other.kept]
-        if not kept or (
-            report.better_than(kept[-1], samples) and (report.agreement or 0) >= (self.reports[0].agreement or 0)
-        ):
+                        classes = scores.argmax(head.axis)
+                        same += float((classes == truth.argmax(head.axis)).double().mean()) * count
+                        if self.options.label_share:
+                            right += float((classes == self._labels(batch)).double().mean()) * count
+        heads = sum(head.loss == "softmax" for head in self.heads)
+        agreement = same / samples / heads if heads else None
+        accuracy = right / samples / heads if heads and self.options.label_share else None
+        report = EpochReport(loss, agreement, divergence / samples, accuracy=accuracy)
+        if is_best(report, self.reports, samples):
             self.best = {name: value.cpu().numpy().copy() for name, value in values.items()}
             report = replace(report, kept=True)
         self.reports.append(report)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        return torch.from_numpy(np.asarray(batch[LABELS])).to(self.student.device)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """All that is needed to go on, as arrays."""
         found: dict[str, NDArray[np.generic]] = {
             "epoch": np.array(self.epoch),
             "reports": np.array(
-                [[report.loss, np.nan if report.agreement is None else report.agreement, report.divergence, report.kept]
+                [[report.loss, _or_nan(report.agreement), report.divergence, report.kept, _or_nan(report.accuracy)]
                  for report in self.reports]
             ),
         }  # fmt: skip
@@ -246,8 +238,8 @@ class _Training:
         """Go on from `state`."""
         self.epoch = int(held["epoch"])
         self.reports = [
-            EpochReport(float(loss), None if math.isnan(agreement) else float(agreement), float(divergence), bool(kept))
-            for loss, agreement, divergence, kept in np.asarray(held["reports"], np.float64)
+            EpochReport(float(loss), _or_none(agreement), float(divergence), bool(kept), _or_none(accuracy))
+            for loss, agreement, divergence, kept, accuracy in np.asarray(held["reports"], np.float64)
         ]
         self.best = {
             name.removeprefix("best/"): np.asarray(value, np.float32)
@@ -277,7 +269,7 @@ class _Training:
             for head, loss in zip(self.heads, self.losses, strict=True)
         ]
         if share:
-            target = torch.from_numpy(np.asarray(batch[LABELS])).to(self.student.device)
+            target = self._labels(batch)
             parts += [
                 share * loss.value(found[head.tensor], target).mean()
                 for head, loss in zip(self.heads, self.losses, strict=True)

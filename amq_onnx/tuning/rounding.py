@@ -27,7 +27,7 @@ from amq_onnx.tuning.block_data import BlockData, Chunk
 from amq_onnx.tuning.block_rounding import RoundedBlock, round_block
 from amq_onnx.tuning.blocks import Block, find_blocks
 from amq_onnx.tuning.checkpoint import Checkpoint
-from amq_onnx.tuning.finetune import EpochReport
+from amq_onnx.tuning.epoch_report import EpochReport
 from amq_onnx.tuning.mixing import mixed_samples
 from amq_onnx.tuning.quantizers import Quantizer, along, find_biases, find_quantizers
 from amq_onnx.tuning.sums import SumAligner

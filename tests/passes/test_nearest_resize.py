@@ -9,14 +9,14 @@ from small_graphs import assert_left_alone, f, model, node, operators, operators
 from amq_onnx.passes.base import run
 from amq_onnx.passes.nearest_resize import RepeatPixels
 
-IMAGE = [2, 3, 5, 7]
+IMAGE = [2, 4, 5, 7]
 CONSTANTS = {
     "s": np.float32(0.05),
     "z": np.uint8(120),
     "low": np.uint8(113),
     "high": np.uint8(128),
-    "w": np.arange(-12, 12, dtype=np.int8).reshape(8, 3, 1, 1),
-    "w0": np.ones((3, 3, 1, 1), np.int8),
+    "w": np.arange(-16, 16, dtype=np.int8).reshape(8, 4, 1, 1),
+    "w0": np.ones((4, 4, 1, 1), np.int8),
     "sw": np.float32(0.02),
     "zw": np.int8(0),
     "empty": np.float32([]),
@@ -55,13 +55,13 @@ CLIPPED = [node("Clip", "q low high", "k")]
         (resized(scales=(1, 1, 3, 4), **PYTORCH), 2),
         (resized(scales=(1, 1, 5, 3)), 2),
         (resized(scales=(1, 1, 1, 2), **PYTORCH), 1),
-        (resized(sizes=(2, 3, 15, 14), **PYTORCH), 2),
-        (resized(sizes=(2, 3, 10, 14), shape=["n", 3, 5, 7], **PYTORCH), 2),
-        (resized(shape=["n", 3, "h", "w"], **PYTORCH), 2),
-        (resized(shape=["n", 3, 5, "w"], scales=(1, 1, 2, 3), opset=13, **PYTORCH), 2),
-        (resized(shape=[2, 3, 9], scales=(1, 1, 4), **PYTORCH), 1),
-        (resized(shape=[2, 3, 2, 3, 4], scales=(1, 1, 2, 3, 2), **PYTORCH), 3),
-        (resized(codes="k", between=CLIPPED, sizes=(2, 3, 10, 14), **PYTORCH), 2),
+        (resized(sizes=(2, 4, 15, 14), **PYTORCH), 2),
+        (resized(sizes=(2, 4, 10, 14), shape=["n", 4, 5, 7], **PYTORCH), 2),
+        (resized(shape=["n", 4, "h", "w"], **PYTORCH), 2),
+        (resized(shape=["n", 4, 5, "w"], scales=(1, 1, 2, 3), opset=13, **PYTORCH), 2),
+        (resized(shape=[2, 4, 9], scales=(1, 1, 4), **PYTORCH), 1),
+        (resized(shape=[2, 4, 2, 3, 4], scales=(1, 1, 2, 3, 2), **PYTORCH), 3),
+        (resized(codes="k", between=CLIPPED, sizes=(2, 4, 10, 14), **PYTORCH), 2),
         (resized(codes="t", between=[node("Transpose", "q", "t", perm=[0, 1, 3, 2])], **PYTORCH), 2),
     ],
     ids=[
@@ -99,7 +99,7 @@ def test_resizes_to_one_size_share_indices():
     second = [node("Resize", "q - scales", "r2", **PYTORCH), node("DequantizeLinear", "r2 s z", "y2")]
     before = resized(**PYTORCH)
     before.graph.node.extend(second)
-    before.graph.output.append(onnx.helper.make_tensor_value_info("y2", 1, [2, 3, 10, 14]))
+    before.graph.output.append(onnx.helper.make_tensor_value_info("y2", 1, [2, 4, 10, 14]))
     kinds = operators(run(before, [RepeatPixels()]))
     assert kinds.count("Gather") == 4 and kinds.count("Range") == 2
 
@@ -111,16 +111,18 @@ def test_resizes_to_one_size_share_indices():
         resized(scales=(1, 1, 0.5, 0.5), **PYTORCH),
         resized(scales=(2, 1, 2, 2), **PYTORCH),
         resized(scales=(1, 1, 1, 1), **PYTORCH),
+        resized(shape=[2, 3, 9], scales=(1, 1, 2), **PYTORCH),
         resized(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="ceil"),
         resized(mode="nearest", coordinate_transformation_mode="align_corners"),
         resized(mode="nearest", nearest_mode="floor"),
-        resized(sizes=(2, 3, 12, 14), **PYTORCH),
-        resized(sizes=(2, 3, 10, 14), shape=["n", 3, "h", 7], **PYTORCH),
+        resized(sizes=(2, 4, 12, 14), **PYTORCH),
+        resized(sizes=(2, 4, 10, 14), shape=["n", 4, "h", 7], **PYTORCH),
         model([node("Resize", "x - scales", "y", **PYTORCH)], {"x": IMAGE}, {"y": None},
               {"scales": np.float32([1, 1, 2, 2])}),
     ],
     ids=[
-        *("no whole number", "smaller", "samples", "nothing", "ceil", "corners", "floor of half pixels", "other sizes"),
+        *("no whole number", "smaller", "samples", "nothing", "few channels", "ceil", "corners"),
+        *("floor of half pixels", "other sizes"),
         *("not known from what", "floats"),
     ],
 )  # fmt: skip

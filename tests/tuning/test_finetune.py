@@ -10,7 +10,8 @@ import pytest
 
 from amq_onnx.errors import DataError, UsageError
 from amq_onnx.tuning.checkpoint import Checkpoint
-from amq_onnx.tuning.finetune import EpochReport, FineTuneOptions, fine_tune
+from amq_onnx.tuning.epoch_report import EpochReport
+from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
 from amq_onnx.tuning.quantizers import find_biases, find_quantizers
 from tuning.graphs import quantize, residual
 
@@ -77,6 +78,12 @@ def test_the_better_epoch_agrees_more_or_as_much_and_diverges_less():
     assert EpochReport(0.0, None, 0.04).better_than(EpochReport(0.0, None, 0.05), 1000)
 
 
+def test_of_labels_the_later_epoch_is_better_unless_it_knows_fewer():
+    report = EpochReport(0.0, 0.96, 0.05, accuracy=0.9)
+    assert EpochReport(0.0, 0.93, 0.09, accuracy=0.885).better_than(report, 1000)  # within what 1,000 samples can tell
+    assert not EpochReport(0.0, 0.97, 0.04, accuracy=0.88).better_than(report, 1000)
+
+
 def test_never_worse_than_the_start():
     quantized = case()
     wild = replace(OPTIONS, epochs=1, weight_rate=50.0, scale_rate=3.0)
@@ -112,9 +119,13 @@ def test_the_same_numbers_from_a_run_that_was_interrupted(tmp_path):
 
 def test_labels_join_in_where_they_are_asked_for():
     labelled = case(labels=np.arange(160) % 5)
-    values, _ = tuned(labelled, replace(OPTIONS, epochs=1, label_share=1.0))
-    without, _ = tuned(labelled, replace(OPTIONS, epochs=1))
-    assert any(not np.array_equal(values[name], without[name]) for name in values) or values == without
+    values, reports = tuned(labelled, replace(OPTIONS, label_share=1.0))
+    without, others = tuned(labelled, OPTIONS)
+    assert any(not np.array_equal(values[name], without[name]) for name in values)
+    assert reports[-1].loss < reports[1].loss and all(report.accuracy is None for report in others)
+    accuracies = [report.accuracy for report in reports if report.kept]
+    most = np.maximum.accumulate(accuracies)
+    assert (accuracies >= most - 2 * np.sqrt(most * (1 - most) / 16)).all() and len(accuracies) > 1
 
 
 def test_augmentation_is_applied_and_checked():
