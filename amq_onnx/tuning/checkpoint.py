@@ -32,8 +32,16 @@ class Checkpoint:
         self.resume = resume
 
     def inside(self, name: str) -> Checkpoint:
-        """One of several checkpoints of a run."""
-        return self if self.folder is None else Checkpoint(self.folder / name, self.resume)
+        """One of several checkpoints of a run, begun where the run didn't reach it before.
+
+        Raises UsageError where a run was to be resumed and none is there.
+        """
+        if self.folder is None:
+            return self
+        begun = (self.folder / name / _STATE).is_file()
+        if self.resume and not begun and not any(self.folder.rglob(_STATE)):
+            raise self._missing()
+        return Checkpoint(self.folder / name, self.resume and begun)
 
     def open(self, run: Mapping[str, Any]) -> None:
         """Begin the run that `run` describes, or take it up.
@@ -46,7 +54,7 @@ class Checkpoint:
         state = self.folder / _STATE
         if self.resume:
             if not state.is_file():
-                raise UsageError(f"--resume: '{self.folder}' holds no checkpoint; leave the option out to start one")
+                raise self._missing()
             try:
                 found = json.loads(state.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
@@ -82,6 +90,9 @@ class Checkpoint:
         if path is not None:
             with whole_file(path) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    def _missing(self) -> UsageError:
+        return UsageError(f"--resume: '{self.folder}' holds no checkpoint; leave the option out to start one")
 
     def _file(self, step: str) -> Path | None:
         return None if self.folder is None else self.folder / f"tuning-{step}.npz"

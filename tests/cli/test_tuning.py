@@ -1,5 +1,7 @@
 """amq quantize --tune."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -24,18 +26,24 @@ def test_rounding_is_learned_by_default_at_the_same_bytes(amq, case, tmp_path, r
     assert block["learned"] < block["nearest"] and block["settled"] > 0.9
 
 
-def test_the_same_bytes_again_and_after_an_interruption(amq, case, tmp_path):
+@pytest.mark.parametrize("stopped", ["before the first epoch was over", "while rounding was learned"])
+def test_the_same_bytes_again_and_after_an_interruption(stopped, amq, case, tmp_path):
     folder = tmp_path / "checkpoint"
     options = ("--size", "0.2", "--data", case.unlabelled, "--tune", "full", "--tune-epochs", "2", *SHORT)
     files = [tmp_path / f"{number}.onnx" for number in range(3)]
     assert amq("quantize", case.model, "-o", files[0], *options).code == 0
     assert amq("quantize", case.model, "-o", files[1], *options, "--checkpoint", folder).code == 0
     (kept,) = folder.rglob("tuning-full.npz")
-    kept.unlink()  # as if it had been stopped before the first epoch was over
+    if stopped == "while rounding was learned":
+        shutil.rmtree(kept.parent)
+    else:
+        kept.unlink()
     ran = amq("quantize", case.model, "-o", files[2], *options, "--checkpoint", folder, "--resume")
     assert ran.code == 0, ran.err
     assert "fine-tuning" in ran.out and "start" in ran.out
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    elsewhere = amq("quantize", case.model, "-o", files[2], *options, "--checkpoint", tmp_path / "no", "--resume")
+    assert elsewhere.code == 2 and "holds no checkpoint" in elsewhere.err
 
 
 def test_a_search_for_the_size_evaluates_tuned_files(amq, case, tmp_path, read_json):
