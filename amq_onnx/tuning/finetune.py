@@ -50,8 +50,8 @@ class FineTuneOptions:
     root mean square. All fall to zero along a cosine. label_share: of the loss that comes from labels rather than from
     the float graph. augment: applied to every batch. mix: learn from mixes of two samples each, where labels don't join
     in: on samples that the float graph was trained on it is too sure of itself to teach much else. bfloat16: layers
-    multiply numbers of 16 bits while they are trained, as torch.autocast has it, which takes .6 to .7 of the time where the
-    processor has instructions for them; quantizers compute in float32 as ever, and so do judgements.
+    multiply numbers of 16 bits while they are trained, as torch.autocast has it, which takes .6 to .7 of the time where
+    the processor has instructions for them; quantizers compute in float32 as ever, and so do judgements.
     """
 
     epochs: int = 20
