@@ -214,8 +214,8 @@ def prepare(
         passes += [TransposedConvolutions(), PixelShuffles()]
     model = run(_with_shapes(_folded(model)), passes)
     model = _with_shapes(hoist_weights(model))
-    if TARGETS[target].for_onnxruntime and not quantize_outputs:
-        model = _with_shapes(run(model, [OutputProducts(find_float_outputs(model))]))
+    if TARGETS[target].for_onnxruntime and not quantize_outputs and (names := find_float_outputs(model)):
+        model = _with_shapes(run(model, [OutputProducts(names)]))
     apart = ReadersApart(find_readers_of_codes(model, outputs=quantize_outputs))
     model = run(model, [OutputsApart(), apart] if quantize_outputs else [apart])
     sites = find_sites(model, outputs=quantize_outputs)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass, is_standard
-from amq_onnx.passes.kernels import CODE_BOUNDS
+from amq_onnx.passes.kernels import quantizer_of
 from amq_onnx.quantizer.activation_ranges import codes_below
 from amq_onnx.quantizer.encoding import Encoding
 
@@ -50,7 +50,8 @@ class HardSigmoidsOnCodes(Pass):
             if dequantize is None or dequantize.op != "DequantizeLinear" or len(dequantize.inputs) < 3:
                 continue
             codes, scale = dequantize.inputs[:2]
-            name = _quantized(codes)
+            made_by = quantizer_of(codes)
+            name = made_by.inputs[0].name if made_by is not None else ""
             encoding = self.encodings.get(name)
             if encoding is None or name in done or not _begins_on_a_code(encoding, alpha, beta):
                 continue
@@ -88,11 +89,3 @@ def _begins_on_a_code(encoding: Encoding, alpha: float, beta: float) -> bool:
         return False
     below = codes_below(float(encoding.scale), encoding.zero_point, alpha, beta)
     return below >= 1 and abs(beta / (alpha * float(encoding.scale)) / below - 1) < _ROUNDING
-
-
-def _quantized(codes: gs.Tensor) -> str:
-    """The tensor whose codes these are, "" where they are of none."""
-    while codes.inputs and codes.inputs[0].op in CODE_BOUNDS:
-        codes = codes.inputs[0].inputs[0]
-    made = codes.inputs[0] if codes.inputs else None
-    return str(made.inputs[0].name) if made is not None and made.op == "QuantizeLinear" else ""

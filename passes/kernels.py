@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -65,6 +65,14 @@ def is_quantized(tensor: gs.Tensor, outputs: set[int]) -> bool:
     return id(tensor) not in outputs and all(
         reader.op == "QuantizeLinear" and _has_code(reader) for reader in tensor.outputs
     )
+
+
+def quantizer_of(codes: gs.Tensor, passes: Callable[[gs.Node], bool] = lambda node: False) -> gs.Node | None:
+    """The QuantizeLinear that makes `codes`, in front of their bounds and of nodes that `passes`; None for floats."""
+    while codes.inputs and (codes.inputs[0].op in CODE_BOUNDS or passes(codes.inputs[0])):
+        codes = codes.inputs[0].inputs[0]
+    made = codes.inputs[0] if codes.inputs else None
+    return made if made is not None and made.op == "QuantizeLinear" else None
 
 
 def _has_code(quantizer: gs.Node) -> bool:

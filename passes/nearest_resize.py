@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from amq_onnx.passes.base import Pass, is_standard
-from amq_onnx.passes.kernels import CODE_BOUNDS
+from amq_onnx.passes.kernels import quantizer_of
 from amq_onnx.passes.names import free_names
 from amq_onnx.passes.new_nodes import NewNodes
 from amq_onnx.passes.place import is_carrier
@@ -49,12 +49,6 @@ class RepeatPixels(Pass):
         add = NewNodes(graph, free_names(graph, f"{self.stem}n"))
         known: dict[tuple[int, int], gs.Variable] = {}
 
-        def positions(size: gs.Tensor, factor: int) -> gs.Variable:
-            """Each of so many positions, as often as `factor` says: 0, 0, 1, 1, .., int64."""
-            zero, one, times = (add.scalar(value, np.int64) for value in (0, 1, factor))
-            found = add("Range", [zero, add("Mul", [size, times], np.int64), one], np.int64)
-            return add("Div", [found, times], np.int64)
-
         changed = False
         for node in list(graph.nodes):
             factors = _factors(node)
@@ -70,15 +64,21 @@ class RepeatPixels(Pass):
                     continue
                 if isinstance(size, int):
                     if (size, factor) not in known:
-                        known[size, factor] = positions(add.scalar(size, np.int64), factor)
+                        known[size, factor] = _positions(add.scalar(size, np.int64), factor, add)
                     indices = known[size, factor]
                 else:
                     sizes = sizes or add("Shape", [last], np.int64)
-                    indices = positions(add("Gather", [sizes, add.scalar(axis - 1, np.int64)], np.int64), factor)
+                    size_now = add("Gather", [sizes, add.scalar(axis - 1, np.int64)], np.int64)
+                    indices = _positions(size_now, factor, add)
                 repeated = add("Gather", [repeated, indices], codes.dtype, axis=axis - 1)
             node.op, node.attrs, node.inputs = "Transpose", {"perm": [0, rank - 1, *range(1, rank - 1)]}, [repeated]
             changed = True
         return changed
+
+
+def _positions(size: gs.Tensor, factor: int, add: NewNodes) -> gs.Variable:
+    """Each of `size` positions, as often as `factor` says."""
+    return add.repeated(add("Mul", [size, add.scalar(factor, np.int64)], np.int64), factor, np.int64)
 
 
 def _factors(node: gs.Node) -> list[int] | None:
@@ -91,7 +91,7 @@ def _factors(node: gs.Node) -> list[int] | None:
     rule = laid, attributes.get("nearest_mode", "round_prefer_floor")
     shape = _shape(node.inputs[0])
     few = shape is not None and isinstance(shape[1], int) and shape[1] < _CHANNELS
-    if rule not in _REPEATING or few or _quantizer(node.inputs[0]) is None:
+    if rule not in _REPEATING or few or quantizer_of(node.inputs[0], is_carrier) is None:
         return None
     scales, sizes = ([*node.inputs[2:4], None, None])[:2]
     if isinstance(scales, gs.Constant) and scales.values.size:
@@ -109,20 +109,7 @@ def _factors(node: gs.Node) -> list[int] | None:
     return whole
 
 
-def _quantizer(codes: gs.Tensor) -> gs.Node | None:
-    """The node that makes `codes`, in front of bounds and of operators that move values; None for floats."""
-    while codes.inputs and (codes.inputs[0].op in CODE_BOUNDS or is_carrier(codes.inputs[0])):
-        codes = codes.inputs[0].inputs[0]
-    made = codes.inputs[0] if codes.inputs else None
-    return made if made is not None and made.op == "QuantizeLinear" else None
-
-
 def _shape(codes: gs.Tensor) -> list[int | str | None] | None:
     """The shape of codes, as far as it's known: what they are the codes of has it."""
-    while codes.inputs and codes.inputs[0].op in CODE_BOUNDS:
-        codes = codes.inputs[0].inputs[0]
-    made = codes.inputs[0] if codes.inputs else None
-    if made is None or made.op != "QuantizeLinear":
-        return None
-    shape = made.inputs[0].shape
-    return None if shape is None else list(shape)
+    made = quantizer_of(codes)
+    return None if made is None or made.inputs[0].shape is None else list(made.inputs[0].shape)

@@ -38,6 +38,11 @@ class NewNodes:
             self._scalars[key] = gs.Constant(next(self.names), np.array(value, dtype))
         return self._scalars[key]
 
+    def repeated(self, end: gs.Tensor, times: int, dtype: npt.DTypeLike) -> gs.Variable:
+        """0, .., 0, 1, .., 1, ..: numbers up to `end`, that many in all, each so many times."""
+        numbers = self("Range", [self.scalar(0, dtype), end, self.scalar(1, dtype)], dtype)
+        return self("Div", [numbers, self.scalar(times, dtype)], dtype)
+
     def unbounded(self, tensor: gs.Tensor) -> gs.Variable:
         """`tensor` behind a Clip that bounds nothing: onnxruntime doesn't see that it was dequantized, and makes
         neither an integer kernel nor a DequantizeLinear of its own for each node that reads it."""

@@ -71,9 +71,9 @@ def _is_product(conv: gs.Node, *, several: bool) -> bool:
     if pads is None or any(sum(pads[axis :: len(kernel)]) >= size for axis, size in enumerate(kernel)):
         return False
     positions = math.prod(kernel)
-    if positions == 1:
+    if inputs < _INPUTS or positions == 1:
         return bool(inputs >= _INPUTS)
-    fast = inputs * math.ceil(outputs / _OUTPUTS) >= max(_INPUTS, _ADDING * outputs)
+    fast = inputs * math.ceil(outputs / _OUTPUTS) >= _ADDING * outputs
     return bool(several and fast and positions * outputs <= _RESULTS * inputs)
 
 

@@ -34,9 +34,8 @@ class RepeatChannels(Pass):
             if groups == 1 or inputs != 1 or outputs == groups:
                 continue
             if (outputs, groups) not in indices:
-                ends = [add.scalar(value, np.int32) for value in (0, outputs, 1)]
-                channels, copies = add("Range", ends, np.int32), add.scalar(outputs // groups, np.int32)
-                indices[outputs, groups] = add("Div", [channels, copies], np.int32)
+                end = add.scalar(outputs, np.int32)
+                indices[outputs, groups] = add.repeated(end, outputs // groups, np.int32)
             codes, *parameters = conv.inputs[0].inputs[0].inputs
             repeated = add("Gather", [codes, indices[outputs, groups]], codes.dtype, axis=1)
             conv.inputs[0] = add("DequantizeLinear", [repeated, *parameters])

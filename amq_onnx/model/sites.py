@@ -87,16 +87,19 @@ class Sites:
 
 def find_readers_of_codes(model: onnx.ModelProto, *, outputs: bool = False) -> dict[str, frozenset[str]]:
     """Of float tensors of a prepared model that some read as codes, the first outputs of those (`readers_of_codes`)."""
-    graph = gs.import_onnx(model)
-    weights = find_weights(graph, {tensor.name for tensor in model.graph.initializer}, {})
-    return readers_of_codes(graph, {id(read) for found in weights for read in found.reads}, outputs=outputs)
+    return readers_of_codes(*_with_weights(model), outputs=outputs)
 
 
 def find_float_outputs(model: onnx.ModelProto) -> list[str]:
     """Of a prepared model, what Convs make that leaves the graph, where it may not be codes."""
+    return float_outputs(*_with_weights(model))
+
+
+def _with_weights(model: onnx.ModelProto) -> tuple[gs.Graph, set[int]]:
+    """The graph of `model`, and ids of the tensors that its layers read as weights."""
     graph = gs.import_onnx(model)
     weights = find_weights(graph, {tensor.name for tensor in model.graph.initializer}, {})
-    return float_outputs(graph, {id(read) for found in weights for read in found.reads})
+    return graph, {id(read) for found in weights for read in found.reads}
 
 
 def find_sites(model: onnx.ModelProto, *, outputs: bool = False) -> Sites:

@@ -18,15 +18,15 @@ FLOATS = node("Softmax", "y", "real")  # what no integer kernel makes
 IMAGE = {"x": [2, 3, 8, 8], "y": [2, 3, 8, 8]}
 
 
-def joined(concat="d real", *behind, before=(FLOATS,), results=("e",), t="t o", **attributes):
+def joined(concat="d real", *behind, before=(FLOATS,), results=("e",), **attributes):
     """x -> Q(s, z) -> DQ -> d;  d, what `before` makes -> Concat -> Q(t, o) -> DQ -> e"""
     nodes = [
         node("QuantizeLinear", "x s z", "q"),
         node("DequantizeLinear", "q s z", "d"),
         *before,
         node("Concat", concat, "c", **({"axis": 1} | attributes)),
-        node("QuantizeLinear", f"c {t}", "r"),
-        node("DequantizeLinear", f"r {t}", "e"),
+        node("QuantizeLinear", "c t o", "r"),
+        node("DequantizeLinear", "r t o", "e"),
         *behind,
     ]
     used = {name for item in nodes for name in item.input}
