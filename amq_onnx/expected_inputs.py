@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.layout import mean_of_samples
 from amq_onnx.model.layers import Layer
 
 
@@ -34,7 +35,8 @@ class ExpectedInputs:
     def update(self, found: dict[str, Tensor], samples: int) -> None:
         """Add a batch: the layers' input tensors by name."""
         for layer in self.layers:
-            mean = found[layer.data].float().mean(1 if layer.transposed else 0, keepdim=True)
+            data = found[layer.data].float()
+            mean = data.mean(1, keepdim=True) if layer.transposed else mean_of_samples(data)
             expected = self._expected(layer, mean).double().cpu().numpy() * samples
             held = self._sums.get(layer.output)
             self._sums[layer.output] = expected if held is None else held + expected

@@ -13,6 +13,7 @@ from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.seeds import mixed_seed
 from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.layout import ordered_alike
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
 from amq_onnx.quantizer.activation_ranges import activation_range, range_of_hard_sigmoid, range_of_shift
@@ -94,9 +95,9 @@ def weigh_histograms(
         generator = torch.Generator().manual_seed(mixed_seed(seed, -1, unit))
         gradients = probe_gradients(scores, losses, [found[name] for name in names], generator)
         for name, gradient in zip(names, gradients, strict=True):
-            value = found[name].detach().float().cpu().numpy()
+            value, gradient = ordered_alike(found[name].detach(), gradient)
             # Not in place: the gradients of what Add and Concat read may be parts of that of what they make.
-            histograms[name].weigh(value, gradient.square().float().cpu().numpy())
+            histograms[name].weigh(value.float().cpu().numpy(), gradient.square().float().cpu().numpy())
         samples += data.count(batch)
         if progress is not None:
             progress("curvature of ranges", samples, None)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from amq_onnx.cli.memory import keep_freed_memory
 from amq_onnx.errors import AMQError, UsageError
 
 _COMMANDS = {
@@ -35,6 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or that of the error (see amq_onnx.errors), or 70 for a bug of ours."""
+    keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog="amq", description="Automatic mixed-precision quantization of ONNX models, for onnxruntime.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

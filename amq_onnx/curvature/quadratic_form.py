@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.sample_axis import SampleAxis
+from amq_onnx.layout import ordered_alike
 
 
 def quadratic_draws(
@@ -29,9 +30,10 @@ def quadratic_draws(
     whole = any(axis is None for axis in axes)
     total = torch.zeros(1 if whole else samples, dtype=torch.float64, device=gradients[0].device)
     for gradient, perturbation, axis in zip(gradients, perturbations, axes, strict=True):
-        product = gradient * perturbation
         if whole or axis is None:
-            total += product.sum(dtype=torch.float64)
+            parts = gradient.reshape(1, -1), perturbation.reshape(1, -1)
         else:
-            total += axis.apart(product, samples).flatten(1).sum(1, dtype=torch.float64)
+            pair = ordered_alike(gradient, perturbation) if axis.dimension == 0 else (gradient, perturbation)
+            parts = axis.apart(pair[0], samples).flatten(1), axis.apart(pair[1], samples).flatten(1)
+        total += torch.linalg.vecdot(*parts)
     return total.square_().div_(2)

@@ -12,6 +12,7 @@ from onnx import AttributeProto, TensorProto
 
 from amq_onnx.errors import DataError, ModelError
 from amq_onnx.executor import registry
+from amq_onnx.executor.bound import Bound
 from amq_onnx.executor.node import NodeContext, Subgraph
 from amq_onnx.executor.plan import (
     ABSENT,
@@ -24,6 +25,7 @@ from amq_onnx.executor.plan import (
 )
 from amq_onnx.executor.proto import attribute_value, constant_tensor, opset_of
 from amq_onnx.executor.registry import Operator
+from amq_onnx.executor.round_trips import round_trips_joined
 from amq_onnx.executor.types import RANGES, held_dtype, tensor_element_type, torch_tensor
 from amq_onnx.scope import free_names
 
@@ -39,16 +41,6 @@ class Settings:
     types: Mapping[str, int]
     dtype: torch.dtype
     device: torch.device
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Bound:
-    """A node with its operator; `converts` says which inputs change dtype first, because of integer codes."""
-
-    node: NodeContext
-    operator: Operator
-    converts: Mapping[int, torch.dtype]
-    reads: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +70,7 @@ class Program:
         self.inputs = tuple(value.name for value in graph.input if value.name not in self.constants)
         self.outputs = tuple(value.name for value in graph.output)
         self.codes: dict[str, int] = {}
-        self._bound: list[_Bound] = []
+        self._bound: list[Bound] = []
         self._producer: dict[str, int] = {}
         for node in graph.node:
             self._add_node(node)
@@ -140,7 +132,7 @@ class Program:
         self._producer.update((name, len(self._bound)) for name in proto.output if name)
         reads = node.inputs + node.captures
         operator, converts = self._follow_codes(node, operator, reads)
-        self._bound.append(_Bound(node, operator, converts, reads))
+        self._bound.append(Bound(node, operator, converts, reads))
 
     def _infer_types(self, node: NodeContext) -> None:
         """Element types that decide how codes are treated, where ONNX's inference was silent."""
@@ -241,14 +233,16 @@ class Program:
                 template.append(None if name in given else self._constant(name, given))
             return slots[name]
 
+        bound_nodes = round_trips_joined(
+            [self._bound[index] for index in nodes], frozenset(outputs), given, lambda name: self._constant(name, given)
+        )
         last: dict[str, int] = {}
-        for index in nodes:
-            last.update((name, index) for name in self._bound[index].reads)
+        for index, bound in enumerate(bound_nodes):
+            last.update((name, index) for name in bound.reads)
         # What is given stays as it is, also where its node runs for the sake of another output.
         written = (frozenset(last) | frozenset(outputs)) - given - {""}
         steps: list[Step] = []
-        for index in nodes:
-            bound = self._bound[index]
+        for index, bound in enumerate(bound_nodes):
             function, values = self._bind(bound, given)
             reads = []
             for i, name in enumerate(bound.reads):
@@ -277,7 +271,7 @@ class Program:
             return self._folded[name].value
         return self.constants.get(name)
 
-    def _bind(self, bound: _Bound, given: frozenset[str]) -> tuple[Callable[..., Any], dict[int, Any]]:
+    def _bind(self, bound: Bound, given: frozenset[str]) -> tuple[Callable[..., Any], dict[int, Any]]:
         """The call of one step, and by position the inputs that are Python values known in advance."""
         operator, values, computed = bound.operator, {}, []
         for i, name in enumerate(bound.reads):
@@ -329,7 +323,7 @@ class Program:
         return rest
 
     def _integer_ancestors(
-        self, bound: _Bound, given: frozenset[str], fresh: Mapping[str, _Folded]
+        self, bound: Bound, given: frozenset[str], fresh: Mapping[str, _Folded]
     ) -> frozenset[str] | None:
         names = [name for name in bound.reads if name]
         if not names or bound.node.subgraphs:

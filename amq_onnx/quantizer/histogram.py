@@ -40,7 +40,7 @@ class StreamingHistogram:
 
         Raises ValueError if one of them is not finite.
         """
-        flat = np.ravel(values)
+        flat = values.ravel(order="K")
         if not flat.size:
             return
         low, high = float(flat.min()), float(flat.max())

@@ -88,3 +88,14 @@ def test_a_direction_that_the_loss_does_not_feel_costs_nothing():
     parts = quadratic_draws([gradient], [torch.full_like(scores, 5.0)], [FRONT], len(scores))
     assert float(gradient.square().sum()) > 0.01
     assert float(parts.abs().max()) < 1e-25
+
+
+def test_how_tensors_lie_in_memory_changes_no_draw():
+    gradient, change = draw(3, 4, 5, 2, seed=1), draw(3, 4, 5, 2, seed=2)
+    expected = (gradient * change).flatten(1).sum(1).square() / 2
+    pixels = [each.movedim(1, -1).contiguous().movedim(-1, 1) for each in (gradient, change)]
+    for one in (gradient, pixels[0]):
+        for other in (change, pixels[1]):
+            torch.testing.assert_close(quadratic_draws([one], [other], [FRONT], 3), expected)
+            whole = quadratic_draws([one], [other], [None], 3)
+            torch.testing.assert_close(whole, (gradient * change).sum().square().reshape(1) / 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from amq_onnx.executor.node import NodeContext
 from amq_onnx.executor.ops.windows import resolved_pads, symmetric, torch_pads
 from amq_onnx.executor.registry import operator
+from amq_onnx.layout import channels_last
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -28,7 +29,13 @@ def conv(node: NodeContext, x: Tensor, weight: Tensor, bias: Tensor | None = Non
     pads = resolved_pads(node, x.shape[2:], list(weight.shape[2:]), strides, dilations)
     if not symmetric(pads):
         x, pads = F.pad(x, torch_pads(pads)), [0] * (2 * rank)
-    return _CONV[rank](x, weight, bias, strides, pads[:rank], dilations, node.integer("group", 1))
+    group = node.integer("group", 1)
+    if group == x.shape[1] == weight.shape[0] == weight.numel() and not any(pads) and max(strides) == 1:
+        y = x * weight.reshape([-1] + [1] * rank)
+        return y if bias is None else y + bias.reshape([-1] + [1] * rank)
+    if rank == 2 and x.dtype == torch.float32 and x.device.type == "cpu":
+        x = channels_last(x)
+    return _CONV[rank](x, weight, bias, strides, pads[:rank], dilations, group)
 
 
 @operator("ConvTranspose")

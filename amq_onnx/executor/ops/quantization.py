@@ -21,6 +21,7 @@ from amq_onnx.executor.ops.elementwise import clamped
 from amq_onnx.executor.ops.linear import conv
 from amq_onnx.executor.registry import operator
 from amq_onnx.executor.types import RANGES
+from amq_onnx.layout import inner
 
 
 def _spread(node: NodeContext, parameter: Tensor, x: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class _Codes(torch.autograd.Function):
         inside = torch.ops.aten.hardtanh_backward(gradients[0], x / scale, *ctx.bounds) / scale
         of_scale = None
         if ctx.needs_input_grad[1]:
-            of_scale = -torch.dot(inside.reshape(-1), x.reshape(-1)) / scale
+            of_scale = -inner(inside, x) / scale
         return inside, of_scale, None, None, None
 
     @staticmethod
@@ -103,6 +104,51 @@ def dequantize_linear(node: NodeContext, x: Tensor, scale: Tensor, zero_point: T
             x = x.to(torch.int32)
         x = x - offset.to(x.dtype) if isinstance(offset, Tensor) else x - offset
     return x.to(node.dtype) * _spread(node, scale, x)
+
+
+class _RoundTrip(torch.autograd.Function):
+    """clamp(rint(x / scale), low, high) * scale with one scale, in one buffer, and its derivatives: those of _Codes and
+    of the product behind it, in half of their passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        return (x / scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, scale, low, high = inputs
+        ctx.save_for_backward(x, scale, output)
+        ctx.save_for_forward(x, scale, output)
+        ctx.bounds = (low - 0.5, high + 0.5)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, scale, y = ctx.saved_tensors
+        gradient = gradients[0]
+        inside = torch.ops.aten.hardtanh_backward(gradient, x / scale, *ctx.bounds)
+        of_scale = None
+        if ctx.needs_input_grad[1]:
+            of_scale = (inner(gradient, y) - inner(inside, x)) / scale
+        return inside, of_scale, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        x, scale, y = ctx.saved_tensors
+        steps = x / scale
+        change = torch.zeros_like(x) if tangents[0] is None else tangents[0]
+        of_scale = 0.0 if tangents[1] is None else tangents[1]
+        return torch.ops.aten.hardtanh_backward(change - steps * of_scale, steps, *ctx.bounds) + y / scale * of_scale
+
+
+def round_trip(node: NodeContext, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """Codes of x, less the zero point, from `low` to `high`, and dequantized again."""
+    x, step = x.to(node.dtype), _spread(node, scale, x)
+    if step.dim():
+        return clamped(straight_through(x / step, torch.round), low, high) * step
+    result: Tensor = _RoundTrip.apply(x, step, low, high)  # type: ignore[no-untyped-call]
+    return result
 
 
 @operator("DynamicQuantizeLinear")
