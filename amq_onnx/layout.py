@@ -23,6 +23,11 @@ def has_pixels(x: Tensor) -> bool:
     return x.dim() == 4 and not x.is_contiguous()
 
 
+def in_memory_order(x: Tensor) -> Tensor:
+    """x, as [N, H, W, C] where that is the order of its memory."""
+    return x.movedim(1, -1) if has_pixels(x) else x
+
+
 def ordered_alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Two tensors of one shape, as [N, H, W, C] where that is the order of the first one's memory."""
     return (x.movedim(1, -1), y.movedim(1, -1)) if has_pixels(x) else (x, y)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amq_onnx.curvature.vector_jacobian import vector_jacobian
+from amq_onnx.layout import in_memory_order
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def per_sample(values: Tensor, samples: int, axis: SampleAxis | None = None) -> 
     mean of products.
     """
     if axis is not None and values.shape[axis.dimension] % samples == 0:
-        return axis.apart(values.double(), samples).reshape(samples, -1).sum(1)
+        return axis.apart(values, samples).reshape(samples, -1).sum(1).double()
     if values.ndim and values.shape[0] % samples == 0:
-        return values.double().reshape(samples, -1).sum(1)
+        return in_memory_order(values).reshape(samples, -1).sum(1).double()
     return (values.double().sum() / samples).expand(samples)

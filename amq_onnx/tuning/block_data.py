@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amq_onnx.curvature.losses import Loss
 from amq_onnx.curvature.sample_axis import per_sample
+from amq_onnx.layout import has_pixels, in_memory_order
 from amq_onnx.model.heads import Head
 
 
@@ -79,8 +80,9 @@ class BlockData:
         if self.input is not None:
             assert chunk.quantized is not None and chunk.floating is not None
             value = chunk.quantized
-            if generator is not None:
-                value = torch.where(_coins(value.shape, generator).to(value.device), chunk.floating, value)
+            if generator is not None and value.is_floating_point():
+                # With shares of 0 and 1 lerp chooses, in a fifth of the time of torch.where.
+                value = torch.lerp(value, chunk.floating, _coins(value, generator))
             given[self.input] = value
         return given
 
@@ -100,8 +102,11 @@ class BlockData:
         return torch.stack([(found[name] - chunk.targets[name]).square().mean() for name in self.layers])
 
 
-def _coins(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """True or False with even chances: the bits of random bytes, a tenth of the time of a draw an element."""
-    count = shape.numel()
+def _coins(like: Tensor, generator: torch.Generator) -> Tensor:
+    """0 or 1 with even chances, in the shape of `like` and laid out as it is: the bits of random bytes, a tenth of the
+    time of a draw an element."""
+    count = like.numel()
     drawn = torch.randint(256, ((count + 7) // 8,), generator=generator, dtype=torch.uint8)
-    return torch.from_numpy(np.unpackbits(drawn.numpy(), count=count)).bool().reshape(shape)
+    coins = torch.from_numpy(np.unpackbits(drawn.numpy(), count=count)).to(like)
+    ordered = coins.reshape(in_memory_order(like).shape)
+    return ordered.movedim(-1, 1) if has_pixels(like) else ordered

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from amq_onnx.layout import channels_last
 from amq_onnx.tuning.block_data import BlockData, Chunk
 
 
@@ -66,3 +67,20 @@ def test_inputs_are_mixed_from_both_networks_only_in_training():
     mixed = whole.values(chunk, torch.Generator().manual_seed(0))["in"]
     floating = mixed == chunk.floating
     assert torch.equal(mixed[~floating], chunk.quantized[~floating]) and 5 < floating.sum() < 35
+
+
+def test_mixed_images_lie_in_memory_as_they_were():
+    whole = data()
+    images = {"quantized": torch.rand(10, 4, 3, 2), "floating": torch.rand(10, 4, 3, 2)}
+    for layout in (torch.Tensor.contiguous, channels_last):
+        chunk = replace(whole.chunks[0], **{name: layout(image) for name, image in images.items()})
+        mixed = whole.values(chunk, torch.Generator().manual_seed(0))["in"]
+        assert mixed.stride() == layout(images["quantized"]).stride()
+        floating = mixed == images["floating"]
+        assert torch.equal(mixed[~floating], images["quantized"][~floating]) and 90 < floating.sum() < 150
+
+
+def test_numbers_that_are_not_floats_are_not_mixed():
+    whole = data()
+    chunk = replace(whole.chunks[0], quantized=torch.arange(10), floating=torch.zeros(10, dtype=torch.int64))
+    assert torch.equal(whole.values(chunk, torch.Generator().manual_seed(0))["in"], torch.arange(10))
