@@ -38,8 +38,6 @@ _HELD_OUT = 10
 _MOST_HELD_OUT = 1000
 _EVALUATION_BATCH = 64
 _STEP = "full"
-# From the float graph's scores there is little to learn once rounding is learned, from labels more.
-_MORE_FROM_LABELS = 2.0
 Array = NDArray[np.float32]
 
 
@@ -50,11 +48,10 @@ class FineTuneOptions:
     epochs: passes over the data. batch_size: samples a step, of all processes together. weight_rate: Adam's rate for
     weights, in steps of their quantizer; scale_rate: for logarithms of scales; bias_rate: for biases, relative to their
     root mean square. All fall to zero along a cosine. label_share: of the loss that comes from labels rather than from
-    the float graph; with labels alone the first two rates are three times as large, since these lead further away.
-    augment: applied to every batch. mix: learn from mixes of two samples each, where labels don't join in: on samples
-    that the float graph was trained on it is too sure of itself to teach much else. bfloat16: layers multiply numbers
-    of 16 bits while they are trained, as torch.autocast has it, which takes .6 to .7 of the time where the processor
-    has instructions for them; quantizers compute in float32 as ever, and so do judgements.
+    the float graph. augment: applied to every batch. mix: learn from mixes of two samples each, where labels don't join
+    in: on samples that the float graph was trained on it is too sure of itself to teach much else. bfloat16: layers
+    multiply numbers of 16 bits while they are trained, as torch.autocast has it, which takes .6 to .7 of the time where
+    the processor has instructions for them; quantizers compute in float32 as ever, and so do judgements.
     """
 
     epochs: int = 20
@@ -303,17 +300,15 @@ class _Parameters:
         for name, leader in self._leaders.items():  # scales that are to stay equal have one limit
             limits = [self._quantizers[other].limit for other, by in self._leaders.items() if by == leader]
             self._quantizers[name] = replace(self._quantizers[name], limit=min(limits))
-        further = 1 + _MORE_FROM_LABELS * options.label_share
         for name, site in weights.items():
-            rate = further * options.weight_rate * float(constants[site.scale].mean())
-            self._add(self._values, name, constants[name], rate)
+            self._add(self._values, name, constants[name], options.weight_rate * float(constants[site.scale].mean()))
         for name in find_biases(self.quantized):
             size = float(constants[name].square().mean().sqrt())
             if name not in self._values and size > 0:
                 self._add(self._values, name, constants[name], options.bias_rate * size)
         for name in self._quantizers:
             if self._leaders.get(name, name) == name:
-                self._add(self._shifts, name, torch.zeros_like(constants[name]), further * options.scale_rate)
+                self._add(self._shifts, name, torch.zeros_like(constants[name]), options.scale_rate)
 
     def _add(self, kind: dict[str, Tensor], name: str, start: Tensor, rate: float) -> None:
         kind[name] = start.detach().clone().requires_grad_()
