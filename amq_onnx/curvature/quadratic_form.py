@@ -30,10 +30,11 @@ def quadratic_draws(
     whole = any(axis is None for axis in axes)
     total = torch.zeros(1 if whole else samples, dtype=torch.float64, device=gradients[0].device)
     for gradient, perturbation, axis in zip(gradients, perturbations, axes, strict=True):
+        if axis is None or axis.dimension == 0:
+            gradient, perturbation = ordered_alike(gradient, perturbation)
         if whole or axis is None:
             parts = gradient.reshape(1, -1), perturbation.reshape(1, -1)
         else:
-            pair = ordered_alike(gradient, perturbation) if axis.dimension == 0 else (gradient, perturbation)
-            parts = axis.apart(pair[0], samples).flatten(1), axis.apart(pair[1], samples).flatten(1)
+            parts = axis.apart(gradient, samples).flatten(1), axis.apart(perturbation, samples).flatten(1)
         total += torch.linalg.vecdot(*parts)
     return total.square_().div_(2)

@@ -65,6 +65,8 @@ def _ends(chain: Sequence[Bound], constant: Constants) -> tuple[int, int] | None
     kind = first.node.output_types[0]
     if kind not in RANGES or chain[0].reads[1:] != first.reads[1:]:
         return None
+    if any(first.node.integer(place, 1) != chain[0].node.integer(place, 1) for place in ("axis", "block_size")):
+        return None
     low, high = RANGES[kind]
     zero_point = 0
     if len(first.reads) > 2 and first.reads[2]:

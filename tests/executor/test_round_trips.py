@@ -110,3 +110,15 @@ def test_scales_along_an_axis_can_be_given_in_place_of_one():
     found = executor.run({"x": x, "s": scales}, ["y"])["y"]
     for channel, scale in enumerate(scales):
         torch.testing.assert_close(found[:, channel], executor.run({"x": x, "s": scale}, ["y"])["y"][:, channel])
+
+
+def test_scales_along_different_axes_stay_apart():
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s"], ["q"], axis=0),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=1),
+    ]
+    scales = np.array([0.1, 0.2, 0.4], np.float32)
+    proto = model(nodes, {"x": (TensorProto.FLOAT, [3, 3])}, {"y": TensorProto.FLOAT}, {"s": scales}, 21)
+    x = rng.uniform(0, 9, (3, 3)).astype(np.float32)
+    found = Executor(proto).run({"x": torch.tensor(x)})["y"]
+    np.testing.assert_array_equal(found.numpy(), onnxruntime_outputs(proto, {"x": x})[0])
