@@ -32,11 +32,11 @@ class Operator:
     """
 
     function: Callable[..., Any]
-    host: frozenset[int]
-    literal: frozenset[int]
-    codes: bool
-    indices: frozenset[int]
-    reads_codes: bool
+    host: frozenset[int] = frozenset()
+    literal: frozenset[int] = frozenset()
+    codes: bool = False
+    indices: frozenset[int] = frozenset()
+    reads_codes: bool = False
 
 
 _TABLE: dict[tuple[str, str], Operator] = {}
@@ -94,8 +94,7 @@ def found_or_failing(node: onnx.NodeProto, opset: int) -> Operator:
     def fail(*_: Any) -> Any:
         raise UnsupportedOperatorError(message)
 
-    nowhere: frozenset[int] = frozenset()
-    return find(node.op_type, node.domain) or Operator(fail, nowhere, nowhere, False, nowhere, False)
+    return find(node.op_type, node.domain) or Operator(fail)
 
 
 def names() -> frozenset[str]:

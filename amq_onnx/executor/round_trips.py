@@ -23,8 +23,6 @@ from amq_onnx.executor.types import RANGES
 Constants = Callable[[str], Tensor | None]
 """The value of a tensor that is known before a graph runs, by name."""
 
-_NOWHERE: frozenset[int] = frozenset()
-
 
 def round_trips_joined(
     bound: Sequence[Bound], kept: AbstractSet[str], given: AbstractSet[str], constant: Constants
@@ -88,5 +86,5 @@ def _ends(chain: Sequence[Bound], constant: Constants) -> tuple[int, int] | None
 
 def _joined(first: Bound, last: Bound, low: int, high: int) -> Bound:
     """What `first`, a QuantizeLinear, and `last`, the DequantizeLinear behind it, do together."""
-    operator = Operator(partial(round_trip, low=low, high=high), _NOWHERE, _NOWHERE, False, _NOWHERE, True)
+    operator = Operator(partial(round_trip, low=low, high=high), reads_codes=True)
     return Bound(replace(first.node, outputs=last.node.outputs), operator, {}, first.reads[:2])

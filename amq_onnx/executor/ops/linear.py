@@ -30,12 +30,13 @@ def conv(node: NodeContext, x: Tensor, weight: Tensor, bias: Tensor | None = Non
     if not symmetric(pads):
         x, pads = F.pad(x, torch_pads(pads)), [0] * (2 * rank)
     group = node.integer("group", 1)
-    if group == x.shape[1] == weight.shape[0] == weight.numel() and not any(pads) and max(strides) == 1:
+    pointwise = weight.shape[2:].numel() == 1 and not any(pads) and max(strides) == 1
+    if pointwise and group == x.shape[1] == weight.shape[0]:
         y = x * weight.reshape([-1] + [1] * rank)
         return y if bias is None else y + bias.reshape([-1] + [1] * rank)
     if rank == 2 and x.dtype == torch.float32 and x.device.type == "cpu":
         x = channels_last(x)
-        if group == 1 and weight.shape[2:].numel() == 1 and not any(pads) and max(strides) == 1:
+        if pointwise and group == 1:
             # With one thread torch copies pixels to channels and back for these.
             return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     return _CONV[rank](x, weight, bias, strides, pads[:rank], dilations, group)
