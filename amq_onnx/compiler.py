@@ -74,6 +74,7 @@ class Compiler:
         activation_bits: Sequence[int] | None,
         *,
         activation_average: float | None = None,
+        pinned: Mapping[str, int] | None = None,
         keep_metadata: bool = False,
         channels: bool = False,
     ) -> None:
@@ -81,7 +82,9 @@ class Compiler:
         require_same_model(sensitivity.model, fingerprint(prepared.model), "the sensitivity table")
         self.prepared = prepared
         self.keep_metadata = keep_metadata
-        self.space: SearchSpace = search_space(prepared, sensitivity, weight_bits, activation_bits, channels=channels)
+        self.space: SearchSpace = search_space(
+            prepared, sensitivity, weight_bits, activation_bits, pinned=pinned, channels=channels
+        )
         self.second_budget = self.space.second_budget(activation_average)
         try:
             alike = self.space.alike()

@@ -158,14 +158,16 @@ def search_space(
     weight_bits: Sequence[int],
     activation_bits: Sequence[int] | None,
     *,
+    pinned: Mapping[str, int] | None = None,
     channels: bool = False,
 ) -> SearchSpace:
     """The problem of choosing among `weight_bits` and `activation_bits` (None: activations stay float).
 
-    channels: offer mixes of widths for the channels of a weight too. Raises UsageError for widths that the sensitivity
-    table or the target doesn't have.
+    pinned: widths of sites that have no choice. channels: offer mixes of widths for the channels of a weight too.
+    Raises UsageError for widths that the sensitivity table or the target doesn't have.
     """
     target = prepared.target
+    pinned = pinned or {}
     weights = [site for site in prepared.sites.weights if site.name in sensitivity.weights]
     names = {site.name for site in prepared.sites.activations}
     activations = [name for name in sensitivity.activations if name in names] if activation_bits else []
@@ -176,9 +178,11 @@ def search_space(
     widths: list[tuple[Widths, ...]] = []
     for site in weights:
         row = sensitivity.weights[site.name]
-        single = _offered(site.name, weight_bits, row.widths(), target.weight_widths)
+        asked = [pinned[site.name]] if site.name in pinned else weight_bits
+        single = _offered(site.name, asked, row.widths(), target.weight_widths)
         stored = _Stored(prepared, site, site.is_integer(activations))
-        offered: tuple[Widths, ...] = (*single, *(_mixes(stored, row, single) if channels else ()))
+        mixes = _mixes(stored, row, single) if channels and site.name not in pinned else ()
+        offered: tuple[Widths, ...] = (*single, *mixes)
         widths.append(offered)
         loss.append([row.omega(option) for option in offered])
         size.append([stored.bytes(option) for option in offered])
@@ -186,7 +190,8 @@ def search_space(
         keys.append(tuple(stored.keys(option) for option in offered))
     for name in activations:
         activation = sensitivity.activations[name]
-        options = _offered(name, activation_bits or (), activation.widths(), target.activation_widths)
+        asked = [pinned[name]] if name in pinned else activation_bits or ()
+        options = _offered(name, asked, activation.widths(), target.activation_widths)
         encodings = [activation_encoding(*activation.ranges[bits], bits) for bits in options]
         widths.append(options)
         loss.append([activation.omega(bits) for bits in options])
@@ -296,7 +301,7 @@ def _offered(name: str, asked: Sequence[int], measured: Sequence[int], written: 
     if missing:
         raise UsageError(
             f"the sensitivity table has no {missing[0]}-bit entry for '{name}' (it has "
-            f"{', '.join(map(str, measured))}): compute it again with --bits or --activation-bits that cover it"
+            f"{', '.join(map(str, measured))}): compute it again with --bits, --activation-bits or --pin that cover it"
         )
     unwritable = sorted(set(asked) - set(written))
     if unwritable:

@@ -22,6 +22,7 @@ from amq_onnx.measurement_options import SensitivityOptions
 from amq_onnx.model.data import CalibrationDataReader, Dataset, open_data, reader_data
 from amq_onnx.model.file import file_bytes, mean_weight_bits, read_model, require_folder, write_model
 from amq_onnx.model.inputs import input_specs
+from amq_onnx.pins import Pin, pinned_widths, widths_to_measure
 from amq_onnx.plan_losses import measure_plan
 from amq_onnx.result import Result
 from amq_onnx.rewriting import oldest_runtime, prepare
@@ -56,6 +57,7 @@ def quantize(
     activation_average: float | None = None,
     granularity: Granularity = "layer",
     exclude: Sequence[str] = (),
+    pins: Sequence[Pin] = (),
     equalize: bool = False,
     quantize_outputs: bool = False,
     target: str = "onnxruntime",
@@ -82,6 +84,7 @@ def quantize(
     output: where to write the file; without it nothing is written.
     bits, activation_bits: widths to choose from; activation_bits None leaves activations float.
     granularity: "layer" for one width a weight, "channel" for one of each output channel where that pays.
+    exclude: regular expressions of sites that stay float. pins: the same with widths, which those sites get.
     equalize: even out channels between layers first. quantize_outputs: let Convs that make outputs round them,
         which takes less time. With `sensitivity`, both are as they were for that.
     target: what the file is for, "onnxruntime" or "standard".
@@ -121,6 +124,7 @@ def quantize(
     against = dataset(evaluation, proto) if evaluation is not None else calibration
     float_bits = mean_weight_bits(proto)
     del proto  # of a large model, much of the memory
+    pinned = pinned_widths(prepared, pins, activation_bits)
     tuner = tuner_for(tune, calibration, Checkpoint(checkpoint, resume), progress)
     if sensitivity is None:
         if calibration is None:
@@ -129,13 +133,15 @@ def quantize(
         if options is None:
             options = SensitivityOptions(method="gauss-newton") if channels else SensitivityOptions()
         options = replace(options, channels=channels).before(learning=tuner is not None)
-        sensitivity = measure_sensitivity(prepared, calibration, bits, activation_bits, options, progress)
+        asked = widths_to_measure(prepared.sites, pinned, bits, activation_bits)
+        sensitivity = measure_sensitivity(prepared, calibration, *asked, options, progress)
     compiler = Compiler(
         prepared,
         sensitivity,
         bits,
         activation_bits,
         activation_average=activation_average,
+        pinned=pinned,
         keep_metadata=keep_metadata,
         channels=granularity == "channel",
     )

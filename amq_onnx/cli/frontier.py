@@ -10,6 +10,7 @@ from amq_onnx.cli.summary import write_json
 from amq_onnx.compiler import Compiler
 from amq_onnx.errors import UsageError
 from amq_onnx.model.file import file_bytes, read_model
+from amq_onnx.pins import pinned_widths
 
 _SHOWN = 20
 
@@ -20,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sensitivity", type=Path, metavar="SENSITIVITY", help="sensitivity.json of the model")
     parser.add_argument("--points", type=int, default=1000, metavar="N", help="sizes to search (default: %(default)s)")
     options.add_widths(parser)
+    options.add_pins(parser)
     options.add_graph(parser)
     options.add_json(parser)
 
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         bits,
         activation_bits,
         activation_average=arguments.activation_average,
+        pinned=pinned_widths(prepared, arguments.pin, activation_bits),
         channels=arguments.granularity == "channel",
     )
     points = compiler.frontier(arguments.points)

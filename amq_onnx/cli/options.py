@@ -16,6 +16,7 @@ from amq_onnx.model.data import Dataset, open_data
 from amq_onnx.model.file import require_folder
 from amq_onnx.model.heads import asked_losses
 from amq_onnx.model.random_data import random_data
+from amq_onnx.pins import Pin
 from amq_onnx.pipeline import check_widths
 from amq_onnx.quantizer.encoding import MAX_BITS
 from amq_onnx.rewriting import Prepared, prepare
@@ -50,6 +51,16 @@ def activation_widths(text: str) -> tuple[int, ...] | None:
     if found[0] < 2:
         raise argparse.ArgumentTypeError(f"'{text}': activations have 2 bits or more, or are float")
     return found
+
+
+def pin(text: str) -> Pin:
+    """ "^image$=8" as the pattern of sites and their width."""
+    pattern, _, bits = text.rpartition("=")
+    if not pattern or not bits.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' gives no site a width: write REGEX=BITS, like '^image$=8'")
+    if not 1 <= int(bits) <= MAX_BITS:
+        raise argparse.ArgumentTypeError(f"'{text}' has a width outside 1 to {MAX_BITS}")
+    return pattern, int(bits)
 
 
 def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -139,6 +150,18 @@ def add_widths(parser: argparse.ArgumentParser) -> None:
         "--activation-average", type=float, metavar="B", help="bound on the mean width of activation elements"
     )
     add_granularity(parser)
+
+
+def add_pins(parser: argparse.ArgumentParser) -> None:
+    """Widths of single sites."""
+    parser.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        type=pin,
+        metavar="REGEX=BITS",
+        help="the width of sites whose name matches, in place of those to choose from (may be repeated)",
+    )
 
 
 def add_granularity(parser: argparse.ArgumentParser) -> None:

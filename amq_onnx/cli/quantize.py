@@ -30,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_data(parser, "calibration inputs")
     parser.add_argument("--eval", metavar="DATA", help="data to verify on (default: the calibration data)")
     options.add_widths(parser)
+    options.add_pins(parser)
     options.add_graph(parser)
     options.add_measurement(parser)
     parser.add_argument("--from-sensitivity", type=Path, metavar="FILE", help="use a saved sensitivity table")
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
             activation_average=arguments.activation_average,
             granularity=arguments.granularity,
             exclude=arguments.exclude,
+            pins=arguments.pin,
             equalize=arguments.equalize,
             quantize_outputs=arguments.quantize_outputs,
             target=arguments.target,

@@ -65,16 +65,23 @@ class Sites:
         """
         dropped: dict[str, str] = {}
         for pattern in patterns:
-            try:
-                expression = re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"--exclude '{pattern}' is not a regular expression: {error}") from error
-            every = [site.name for site in self.weights] + [site.name for site in self.activations]
-            names = [name for name in every if expression.search(name)]
-            if not names:
-                raise UsageError(f"--exclude '{pattern}' matches no site: `amq inspect` lists their names")
-            dropped |= dict.fromkeys(names, f"excluded by --exclude '{pattern}'")
+            dropped |= dict.fromkeys(self.matching("--exclude", pattern), f"excluded by --exclude '{pattern}'")
         return self.without(dropped)
+
+    def matching(self, option: str, pattern: str) -> list[str]:
+        """Names of the sites that a regular expression, given with `option`, matches (`re.search`).
+
+        Raises UsageError for one that is none or matches no site.
+        """
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"{option} '{pattern}' is not a regular expression: {error}") from error
+        every = [site.name for site in self.weights] + [site.name for site in self.activations]
+        names = [name for name in every if expression.search(name)]
+        if not names:
+            raise UsageError(f"{option} '{pattern}' matches no site: `amq inspect` lists their names")
+        return names
 
     def without(self, reasons: dict[str, str]) -> Sites:
         """Without the sites that `reasons` names, which it says why stay float."""

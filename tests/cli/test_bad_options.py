@@ -89,6 +89,23 @@ def test_exclude_that_matches_nothing_or_everything(refused, case, out):
     refused(*quantize(case.model, out, case.data, "--exclude", "."), names="--exclude")
 
 
+@pytest.mark.parametrize(
+    "pin", ["w1", "=4", "w1=", "w1=x", "w1=0", "w1=9", "w1=-1", "nosuch=4", "w[=4", "^image$=1", "w1=4.5"]
+)
+def test_pin_that_is_none(refused, case, out, pin):
+    refused(*quantize(case.model, out, case.data, f"--pin={pin}"), names=pin.removesuffix("=4"))
+    refused("frontier", case.model, case.table, f"--pin={pin}", names=pin.removesuffix("=4"))
+
+
+def test_pin_of_a_float_activation(refused, case, out):
+    more = ["--pin", "^image$=8", "--activation-bits", "float"]
+    refused(*quantize(case.model, out, case.data, *more), names=["--pin", "image", "--activation-bits"])
+
+
+def test_pin_that_the_table_lacks(refused, case, out):
+    refused("frontier", case.model, case.table, "--pin", "^image$=3", names=["image", "3-bit", "--pin"])
+
+
 @pytest.mark.parametrize("opset", ["12", "0", "-3", "999", "x"])
 def test_opset_that_is_none(refused, case, out, opset):
     refused(*quantize(case.model, out, case.data, f"--opset={opset}"), names="opset")

@@ -184,6 +184,27 @@ def test_excluded_sites_stay_float(amq, case, tmp_path, read_json, pattern):
         np.testing.assert_array_equal(values, networks.conv_constants()[name])
 
 
+def test_pinned_sites_have_their_widths(amq, case, tmp_path, read_json):
+    """Widths beyond those to choose from are measured for them; of two pins the last counts."""
+    plan, table = tmp_path / "p.json", tmp_path / "t.json"
+    pins = ["--pin", "^w[12]$=8", "--pin", "^w2$=7", "--pin", "^image$=8"]
+    widths = ["--bits", "2,4", "--activation-bits", "4"]
+    asked = [*widths, *pins, "--save-plan", plan, "--save-sensitivity", table, "--data", case.data, *FAST]
+    ran = amq("quantize", case.model, "-o", tmp_path / "o.onnx", "--size", "0.99", *asked)
+    assert ran.code == 0, ran.err
+    weights = read_json(plan)["weights"]
+    assert (weights["w1"], weights["w2"]) == (8, 7)
+    assert weights["w3"] in (2, 4)
+    activations = {name: site["bits"] for name, site in read_json(plan)["activations"].items()}
+    assert activations.pop("image") == 8
+    assert set(activations.values()) == {4}
+    points = tmp_path / "f.json"
+    ran = amq("frontier", case.model, table, *widths, *pins, "--json", points)
+    assert ran.code == 0, ran.err
+    assert {(point["weights"]["w1"], point["activations"]["image"]) for point in read_json(points)} == {(8, 8)}
+    assert {point["weights"]["w3"] for point in read_json(points)} == {2, 4}
+
+
 def test_excluding_an_activation_leaves_it_float(amq, case, tmp_path, read_json):
     plan = tmp_path / "p.json"
     asked = ["--exclude", "^r1$", "--save-plan", plan, "--data", case.data, *FAST]
