@@ -7,7 +7,8 @@ For every method, over some seeds: Spearman's rank correlation of its score with
 on held-out data (Kullback-Leibler divergence; every site at 2, 3, 4 and 8 bits, then all widths together), weights and
 activations; regret, the held-out loss of its plan over that of the best plan that any method found for the size with
 the same seed: the geometric mean over sizes and seeds, the largest, and their standard errors, paired by held-out
-sample; in brackets the mean beside the best plan of all seeds, which is best by luck too; the processor's seconds
+sample; in brackets the mean beside the best plan of all seeds; the mean beside plans that are best on other held-out
+samples than they are compared on, so that luck is no part of it (`regrets.py`); the processor's seconds
 (which other programs beside it change little) beyond ranges and scales, the same as whole forward passes of one sample,
 and over brute force.
 
@@ -28,7 +29,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
+from regrets import Losses, best_plans, geometric_mean, mean_regret_beside_unseen, regret
 from scipy.stats import spearmanr
 from sensitivity_cases import BRUTE_INPUTS, CASES, Case
 
@@ -92,7 +93,7 @@ class Row:
     seed: int
     table: Sensitivity
     seconds: float
-    plans: list[NDArray[np.float64]] = field(default_factory=list)
+    plans: list[Losses] = field(default_factory=list)
     tuned: list[float] = field(default_factory=list)
 
 
@@ -108,7 +109,7 @@ class Bench:
         self.held_out = open_data(case.held_out, self.prepared.model, case.samples)
         self.for_plans = open_data(case.held_out, self.prepared.model, case.plan_samples)
         self.heads, _ = find_heads(self.prepared.model)
-        self.known: dict[tuple[bool, tuple[Widths, ...]], NDArray[np.float64]] = {}
+        self.known: dict[tuple[bool, tuple[Widths, ...]], Losses] = {}
 
     def measured(self, options: SensitivityOptions, data: Dataset | None = None) -> tuple[Sensitivity, float]:
         """The table of the asked method and its seconds."""
@@ -189,7 +190,7 @@ class Bench:
             * (len(WEIGHT_BITS) * len(sites.weights) + len(WIDTHS) * len(sites.activations))
         )
 
-    def plan_losses(self, table: Sensitivity, ranges: Sensitivity, *, tune: bool) -> list[NDArray[np.float64]]:
+    def plan_losses(self, table: Sensitivity, ranges: Sensitivity, *, tune: bool) -> list[Losses]:
         """Held-out losses of the table's plan at each size, [samples], with the ranges of another table."""
         rows = {name: replace(row, ranges=ranges.activations[name].ranges) for name, row in table.activations.items()}
         table = replace(table, activations=rows, expected_inputs=ranges.expected_inputs)
@@ -204,7 +205,7 @@ class Bench:
             found.append(self.known[key])
         return found
 
-    def divergence(self, model: onnx.ModelProto) -> NDArray[np.float64]:
+    def divergence(self, model: onnx.ModelProto) -> Losses:
         """Losses of a quantized file against the float model on held-out data, [samples]."""
         quantized, float_outputs = Executor(model), [head.output for head in self.heads]
         heads, _ = find_heads(model)
@@ -311,21 +312,6 @@ def measure(bench: Bench, *, seeds: int, tune: bool, hessian: bool) -> list[Row]
     return rows
 
 
-def best_plans(rows: Iterable[Row]) -> list[NDArray[np.float64]]:
-    """By size, held-out losses of the best plan that any method found; that of the truth is none."""
-    plans = zip(*(row.plans for row in rows if row.name != TRUTH), strict=True)
-    return [min(of_size, key=lambda losses: float(losses.mean())) for of_size in plans]
-
-
-def regret(plans: Sequence[NDArray[np.float64]], best: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Loss over the best plan's by size, and its standard error over samples, paired: [2, sizes]."""
-    found = []
-    for ours, theirs in zip(plans, best, strict=True):
-        ratio = ours.mean() / theirs.mean()
-        found.append((ratio, (ours - ratio * theirs).std() / theirs.mean() / len(ours) ** 0.5))
-    return np.array(found).T
-
-
 def run(case: Case, *, seeds: int, tune: bool, hessian: bool) -> None:
     """Print and write the rows of one model."""
     bench = Bench(case)
@@ -338,8 +324,9 @@ def run(case: Case, *, seeds: int, tune: bool, hessian: bool) -> None:
             row.tuned = [float(loss.mean()) for loss in bench.plan_losses(row.table, rows[0].table, tune=True)]
             print(f"{case.name}: plans of {row.name} tuned", flush=True)
     methods = list(dict.fromkeys(row.name for row in rows))
-    best = [best_plans(row for row in rows if row.seed == seed) for seed in range(seeds)]
-    best_of_all = best_plans(rows)
+    rivals = [[row.plans for row in rows if row.seed == seed and row.name != TRUTH] for seed in range(seeds)]
+    best = [best_plans(of_seed) for of_seed in rivals]
+    best_of_all = best_plans(plans for of_seed in rivals for plans in of_seed)
     best_tuned = np.min([row.tuned for row in rows if row.tuned], 0) if tune else None
     least = " ".join(f"{losses.mean():.2e}" for losses in best_of_all)
     print(f"\n{case.name}: sizes {', '.join(map(str, case.sizes))}, best plans' losses {least}; {seeds} seeds")
@@ -348,8 +335,9 @@ def run(case: Case, *, seeds: int, tune: bool, hessian: bool) -> None:
         of_method = [row for row in rows if row.name == name]
         correlations = [ranks(row.table, truth) for row in of_method]
         found = np.array([regret(row.plans, best[row.seed]) for row in of_method])  # [seeds, 2, sizes]
-        beside_all = _mean(np.array([regret(row.plans, best_of_all)[0] for row in of_method]))
+        beside_all = geometric_mean(np.array([regret(row.plans, best_of_all)[0] for row in of_method]))
         ratios, errors = found[:, 0], found[:, 1]
+        unseen = mean_regret_beside_unseen([row.plans for row in of_method], [rivals[row.seed] for row in of_method])
         worst = np.unravel_index(ratios.argmax(), ratios.shape)
         seconds = statistics.mean(row.seconds for row in of_method)
         line: dict[str, Any] = {
@@ -361,20 +349,23 @@ def run(case: Case, *, seeds: int, tune: bool, hessian: bool) -> None:
             "loss": [[float(loss.mean()) for loss in row.plans] for row in of_method],
             "regret": ratios.tolist(),
             "regret_error": errors.tolist(),
-            "mean_regret": _mean(ratios),
+            "mean_regret": geometric_mean(ratios),
             "mean_regret_of_all": beside_all,
+            "mean_regret_beside_unseen": unseen,
             "worst_regret": float(ratios.max()),
         }
         text = f"{name:24s} rank {' '.join(f'{key} {value:.3f}' for key, value in line['rank'].items())}\n"
-        text += f"{'':24s} regret mean {_mean(ratios):.3f} ({beside_all:.3f}), worst {ratios[worst]:.3f} "
+        text += f"{'':24s} regret mean {geometric_mean(ratios):.3f} ({beside_all:.3f}), "
+        text += f"beside unseen {unseen[0]:.3f} ± {unseen[1]:.3f}, worst {ratios[worst]:.3f} "
         text += f"± {errors[worst]:.3f}, by size "
         text += " ".join(
-            f"{_mean(ratios[:, size]):.3f} ± {errors[:, size].mean():.3f}" for size in range(len(case.sizes))
+            f"{geometric_mean(ratios[:, size]):.3f} ± {errors[:, size].mean():.3f}" for size in range(len(case.sizes))
         )
         if best_tuned is not None and of_method[0].tuned:
             line |= {"tuned_loss": of_method[0].tuned, "tuned_regret": (of_method[0].tuned / best_tuned).tolist()}
             listed = " ".join(f"{value:.3f}" for value in line["tuned_regret"])
-            text += f"\n{'':24s} tuned, first seed: {listed} (mean {_mean(np.array(line['tuned_regret'])):.3f})"
+            mean = geometric_mean(np.array(line["tuned_regret"]))
+            text += f"\n{'':24s} tuned, first seed: {listed} (mean {mean:.3f})"
         if name != TRUTH:
             text += (
                 f"\n{'':24s} {seconds:.2f} s, {line['passes']:.0f} passes, {line['of_brute_force']:.2f} of brute force"
@@ -383,11 +374,6 @@ def run(case: Case, *, seeds: int, tune: bool, hessian: bool) -> None:
         written.append(line)
     _OUT.mkdir(exist_ok=True)
     (_OUT / f"sensitivity_{case.name}.json").write_text(json.dumps(written, indent=1) + "\n")
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """The geometric mean."""
-    return float(np.exp(np.log(values).mean()))
 
 
 def main() -> None:
