@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from amq_onnx.conv_gradients import pixels, weight_gradients
+from amq_onnx.curvature.quadratic_form import sample_slopes
+from amq_onnx.curvature.sample_axis import SampleAxis
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.quantizer.encoding import Encoding
 
@@ -32,8 +36,40 @@ class Perturbation(Protocol):
         """
         ...
 
+    def slopes(
+        self,
+        gradients: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        axes: Mapping[str, SampleAxis | None],
+        samples: int,
+    ) -> dict[int, Tensor]:
+        """By bits, the products of `gradients` at the entries with what is changed there, by sample (`sample_slopes`).
 
-class QuantizedActivation:
+        axes: by entry, where it counts samples.
+        """
+        ...
+
+
+class _Differences:
+    """Slopes from the entries themselves, computed again at every width."""
+
+    def slopes(
+        self: Perturbation,
+        gradients: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        axes: Mapping[str, SampleAxis | None],
+        samples: int,
+    ) -> dict[int, Tensor]:
+        """See Perturbation."""
+        of_site, along = [axes[entry] for entry in self.entries], [gradients[entry] for entry in self.entries]
+        result: dict[int, Tensor] = {}
+        for bits in self.widths:
+            changed = self.quantized(bits, found, apart=True)
+            result[bits] = sample_slopes(along, [changed[e] - found[e] for e in self.entries], of_site, samples)
+        return result
+
+
+class QuantizedActivation(_Differences):
     """An activation, which is its own entry."""
 
     def __init__(self, name: str, encodings: Mapping[int, Encoding]) -> None:
@@ -52,7 +88,7 @@ class QuantizedActivation:
         return {name: round_trip(found[name], self.encodings[bits])}
 
 
-class QuantizedWeight:
+class QuantizedWeight(_Differences):
     """A weight, whose entries are the outputs of the layers that read it.
 
     values: by bits, the weight as it is quantized. shifts: by bits and entry, what a layer's bias makes up for, [its
@@ -99,6 +135,41 @@ class QuantizedWeight:
                 value = value - self.shifts[bits][entry].reshape(shape)
             changed[entry] = value
         return changed
+
+    def slopes(
+        self,
+        gradients: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        axes: Mapping[str, SampleAxis | None],
+        samples: int,
+    ) -> dict[int, Tensor]:
+        """See Perturbation. A Conv is linear in its weight: one gradient of that serves all widths."""
+        if not all(self._is_convolved(entry, gradients[entry], axes[entry]) for entry in self.entries):
+            return super().slopes(gradients, found, axes, samples)
+        weight = self.executor.initializers[self.name]
+        errors = torch.stack([(self.values[bits] - weight).flatten() for bits in self.widths])
+        total = torch.zeros(samples, len(self.widths), dtype=torch.float64, device=weight.device)
+        for entry in self.entries:
+            node, gradient = self.executor.node(entry), gradients[entry]
+            parts = weight_gradients(node, found[node.inputs[0]], gradient, weight)
+            total += torch.cat([part.flatten(1) @ errors.t() for part in parts])
+            sums = pixels(gradient).sum(1)
+            for column, bits in enumerate(self.widths):
+                if entry in self.shifts[bits]:
+                    total[:, column] -= sums @ self.shifts[bits][entry]
+        return dict(zip(self.widths, total.unbind(1), strict=True))
+
+    def _is_convolved(self, entry: str, gradient: Tensor, axis: SampleAxis | None) -> bool:
+        """Whether an entry is made by a Conv of one group, sample by sample, at so many places that one gradient is
+        less to compute than the outputs at all widths."""
+        node = self.executor.node(entry)
+        return (
+            node.op_type == "Conv"
+            and node.inputs[1] == self.name
+            and node.integer("group", 1) == 1
+            and axis == SampleAxis(0)
+            and gradient[0, 0].numel() >= len(self.widths)
+        )
 
 
 def round_trip(values: Tensor, encoding: Encoding) -> Tensor:

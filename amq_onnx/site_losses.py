@@ -77,7 +77,7 @@ def measure_losses(
         exact, samples = work.divergences(every, 1)
         found = {entry: sum_with_error(np.concatenate(exact[entry])) for entry in every}
         return SiteLosses(_by_site(found), samples, len(every))
-    cheap, samples = work.draws(every)
+    cheap, samples = work.draws()
     found = {entry: sum_with_error(np.concatenate(cheap[entry])) for entry in every}
     large = [entry for entry in every if found[entry][0] > _LARGE] if method == "hybrid" else []
     if large:
@@ -130,13 +130,15 @@ class _Work:
         self.seed = seed
         self.progress = progress
 
-    def draws(self, entries: Sequence[Entry]) -> tuple[dict[Entry, list[NDArray[np.float64]]], int]:
+    def draws(self) -> tuple[dict[Entry, list[NDArray[np.float64]]], int]:
         """Weighted draws of the quadratic form by entry and batch, and how many samples these have."""
         names = list(dict.fromkeys(entry for site in self.sites.values() for entry in site.entries))
         reads = list(dict.fromkeys(name for site in self.sites.values() for name in site.reads))
         forward = DifferentiableForward(self.executor, self.heads, names, reads)
         axes: dict[str, SampleAxis | None] | None = None
-        drawn: dict[Entry, list[NDArray[np.float64]]] = {entry: [] for entry in entries}
+        drawn: dict[Entry, list[NDArray[np.float64]]] = {
+            (name, bits): [] for name, site in self.sites.items() for bits in site.widths
+        }
         samples = 0
         for unit, batch in enumerate(self.data.batches(self.batch_size)):
             found = forward(tensors(batch, self.executor), {})
@@ -149,13 +151,9 @@ class _Work:
             gradients = dict(zip(names, probe_gradients(scores, self.losses, points, generator, weights), strict=True))
             held = {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
             with torch.inference_mode():
-                for name, bits in entries:
-                    site = self.sites[name]
-                    changed = site.quantized(bits, held, apart=True)
-                    differences = [changed[entry] - held[entry] for entry in site.entries]
-                    of_site = [axes[entry] for entry in site.entries]
-                    parts = quadratic_draws([gradients[e] for e in site.entries], differences, of_site, count)
-                    drawn[name, bits].append(parts.cpu().numpy())
+                for name, site in self.sites.items():
+                    for bits, slopes in site.slopes(gradients, held, axes, count).items():
+                        drawn[name, bits].append(quadratic_draws(slopes).cpu().numpy())
             samples += count
             self._tell("loss to second order", samples)
         return drawn, samples

@@ -5,12 +5,16 @@ import torch
 
 from amq_onnx.curvature import losses as losses_module
 from amq_onnx.curvature.gauss_newton import probe_gradients
-from amq_onnx.curvature.quadratic_form import quadratic_draws
+from amq_onnx.curvature.quadratic_form import quadratic_draws, sample_slopes
 from amq_onnx.curvature.sample_axis import SampleAxis
 
 from .networks import LOSSES, EveryDraw, Perceptron, draw, gauss_newton_block
 
 FRONT = SampleAxis(0)
+
+
+def drawn_with(gradients, perturbations, axes, samples):
+    return quadratic_draws(sample_slopes(gradients, perturbations, axes, samples))
 
 
 def setting(loss, samples=2):
@@ -34,7 +38,7 @@ def gradients(network, hidden, loss, generator=None, weights=None):
 def test_all_that_can_be_drawn_gives_the_exact_form(loss, axis, monkeypatch):
     network, hidden, change, exact = setting(loss)
     mean = EveryDraw(monkeypatch, losses_module).mean(
-        lambda: quadratic_draws(gradients(network, hidden, loss), [change], [axis], len(hidden))
+        lambda: drawn_with(gradients(network, hidden, loss), [change], [axis], len(hidden))
     )
     assert mean.shape == ((len(hidden),) if axis else (1,))
     torch.testing.assert_close(mean.sum(), exact, rtol=1e-10, atol=0)
@@ -44,7 +48,7 @@ def test_each_samples_draw_is_its_own_form(monkeypatch):
     loss = LOSSES["softmax"]
     network, hidden, change, _ = setting(loss)
     mean = EveryDraw(monkeypatch, losses_module).mean(
-        lambda: quadratic_draws(gradients(network, hidden, loss), [change], [FRONT], len(hidden))
+        lambda: drawn_with(gradients(network, hidden, loss), [change], [FRONT], len(hidden))
     )
     for sample in range(len(hidden)):
         block = gauss_newton_block(lambda p: network.scores(network.weights, p), hidden[[sample]], loss)
@@ -60,7 +64,7 @@ def test_several_tensors_are_perturbed_together(monkeypatch):
 
     def drawn():
         (found,) = gradients(network, hidden, loss)
-        return quadratic_draws([found, found], parts, [FRONT, FRONT], len(hidden))
+        return drawn_with([found, found], parts, [FRONT, FRONT], len(hidden))
 
     mean = EveryDraw(monkeypatch, losses_module).mean(drawn)
     torch.testing.assert_close(mean.sum(), exact, rtol=1e-10, atol=0)
@@ -71,10 +75,10 @@ def test_weights_of_samples(axis, monkeypatch):
     loss, weights = LOSSES["softmax"], torch.tensor([0.2, 3.0])
     network, hidden, change, _ = setting(loss)
     plain = EveryDraw(monkeypatch, losses_module).mean(
-        lambda: quadratic_draws(gradients(network, hidden, loss), [change], [FRONT], 2)
+        lambda: drawn_with(gradients(network, hidden, loss), [change], [FRONT], 2)
     )
     mean = EveryDraw(monkeypatch, losses_module).mean(
-        lambda: quadratic_draws(gradients(network, hidden, loss, weights=weights), [change], [axis], 2)
+        lambda: drawn_with(gradients(network, hidden, loss, weights=weights), [change], [axis], 2)
     )
     torch.testing.assert_close(mean.sum(), (plain * weights).sum(), rtol=1e-6, atol=0)
 
@@ -85,7 +89,7 @@ def test_a_direction_that_the_loss_does_not_feel_costs_nothing():
     network = Perceptron(classes=3)
     scores = network.scores(network.weights).detach().requires_grad_()
     (gradient,) = probe_gradients([scores], [loss], [scores], torch.Generator().manual_seed(0))
-    parts = quadratic_draws([gradient], [torch.full_like(scores, 5.0)], [FRONT], len(scores))
+    parts = drawn_with([gradient], [torch.full_like(scores, 5.0)], [FRONT], len(scores))
     assert float(gradient.square().sum()) > 0.01
     assert float(parts.abs().max()) < 1e-25
 
@@ -96,6 +100,6 @@ def test_how_tensors_lie_in_memory_changes_no_draw():
     pixels = [each.movedim(1, -1).contiguous().movedim(-1, 1) for each in (gradient, change)]
     for one in (gradient, pixels[0]):
         for other in (change, pixels[1]):
-            torch.testing.assert_close(quadratic_draws([one], [other], [FRONT], 3), expected)
-            whole = quadratic_draws([one], [other], [None], 3)
+            torch.testing.assert_close(drawn_with([one], [other], [FRONT], 3), expected)
+            whole = drawn_with([one], [other], [None], 3)
             torch.testing.assert_close(whole, (gradient * change).sum().square().reshape(1) / 2)
