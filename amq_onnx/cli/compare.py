@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     evaluation = None if arguments.eval is None else open_data(arguments.eval, model)
+    tuning = options.tuning(arguments, model)
     del model  # of a large one, much of the memory
     assert isinstance(data, Dataset)
-    tuning = options.tuning(arguments)
     silence_runtime()
     with console.progress() as progress:
         table = compare(

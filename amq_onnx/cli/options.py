@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -268,6 +269,19 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
         "--tune-batch", type=int, default=full.batch_size, metavar="N", help="samples a step of --tune full"
     )
     parser.add_argument(
+        "--tune-rate",
+        type=float,
+        default=full.rate,
+        metavar="F",
+        help="times the rates at which --tune full learns; more where much is lost and epochs are many (default: 1)",
+    )
+    parser.add_argument(
+        "--tune-eval",
+        metavar="DATA",
+        help="what epochs of --tune full are judged by, best what the float model wasn't trained on (default: a tenth "
+        "of --data, kept back)",
+    )
+    parser.add_argument(
         "--augment",
         metavar="FILE.py:FUNCTION",
         help="applied to every batch of --tune full: function(batch, generator)",
@@ -277,7 +291,7 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=full.label_share,
         metavar="S",
-        help="share of --tune full's loss that comes from `labels`; the rest comes from the float model (default: all)",
+        help="share of --tune full's loss that comes from `labels`; the rest comes from the float model (default: 0)",
     )
     parser.add_argument(
         "--bfloat16",
@@ -288,11 +302,15 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="take up the tuning that --checkpoint holds")
 
 
-def tuning(arguments: argparse.Namespace) -> TuningOptions:
-    """The options of `add_tuning`: by default nothing is learned from random inputs."""
+def tuning(arguments: argparse.Namespace, model: onnx.ModelProto) -> TuningOptions:
+    """The options of `add_tuning`, for `model`: by default nothing is learned from random inputs."""
     for option in ("tune_steps", "tune_samples", "tune_epochs", "tune_batch"):
         if getattr(arguments, option) < 1:
             raise UsageError(f"--{option.replace('_', '-')} must be 1 or more; use --tune none to learn nothing")
+    if not 0 < arguments.tune_rate < math.inf:
+        raise UsageError("--tune-rate must be above 0, and a number")
+    if arguments.tune_eval is not None and arguments.tune != "full":
+        raise UsageError("--tune-eval is what epochs of --tune full are judged by: give both, or neither")
     if not 0 <= arguments.label_share <= 1:
         raise UsageError("--label-share must be between 0 and 1")
     method: TuneMethod | None = arguments.tune
@@ -303,12 +321,14 @@ def tuning(arguments: argparse.Namespace) -> TuningOptions:
     full = FineTuneOptions(
         epochs=arguments.tune_epochs,
         batch_size=arguments.tune_batch,
+        rate=arguments.tune_rate,
         label_share=arguments.label_share,
         augment=None if arguments.augment is None else load_augmentation(arguments.augment),
         bfloat16=arguments.bfloat16,
         **common,
     )
-    return TuningOptions(method, rounding, full)
+    held_out = None if arguments.tune_eval is None else open_data(arguments.tune_eval, model)
+    return TuningOptions(method, rounding, full, held_out)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model, required=table is None)
     evaluation = None if arguments.eval is None else open_data(arguments.eval, model)
+    tuning = options.tuning(arguments, model)
     del model  # of a large one, much of the memory
     if arguments.max_drop is not None and data is None and arguments.eval is None:
         raise UsageError("--max-drop needs --data or --eval to verify on")
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
             keep_metadata=arguments.keep_metadata,
             sensitivity=table,
             options=measurement,
-            tune=options.tuning(arguments),
+            tune=tuning,
             checkpoint=arguments.checkpoint,
             resume=arguments.resume,
             evaluation=evaluation,

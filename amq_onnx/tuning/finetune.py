@@ -47,8 +47,10 @@ class FineTuneOptions:
 
     epochs: passes over the data. batch_size: samples a step, of all processes together. weight_rate: Adam's rate for
     weights, in steps of their quantizer; scale_rate: for logarithms of scales; bias_rate: for biases, relative to their
-    root mean square. All fall to zero along a cosine. label_share: of the loss that comes from labels rather than from
-    the float graph. augment: applied to every batch. mix: learn from mixes of two samples each, where labels don't join
+    root mean square. All fall to zero along a cosine. rate: times those of weights and biases, and its root times that
+    of scales, which move all codes of a tensor at once. label_share: of the loss that comes from labels; the rest is
+    the divergence from the float graph, which is of the same kind, and without labels the distance from it, which
+    tells more. augment: applied to every batch. mix: learn from mixes of two samples each, where labels don't join
     in: on samples that the float graph was trained on it is too sure of itself to teach much else. bfloat16: layers
     multiply numbers of 16 bits while they are trained, as torch.autocast has it, which takes .6 to .7 of the time where
     the processor has instructions for them; quantizers compute in float32 as ever, and so do judgements.
@@ -59,6 +61,7 @@ class FineTuneOptions:
     weight_rate: float = 0.01
     scale_rate: float = 0.001
     bias_rate: float = 0.002
+    rate: float = 1.0
     label_share: float = 0.0
     augment: Augmentation | None = None
     mix: bool = True
@@ -83,18 +86,20 @@ def fine_tune(
     data: Dataset,
     options: FineTuneOptions,
     *,
+    held_out: Dataset | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Array], list[EpochReport]]:
     """Initializers of `quantized`, the quantized form of `model`, after the best epoch; and what each epoch gave.
 
-    The best epoch is that of the best agreement with the float graph on held-out samples (see EpochReport), the start
+    The best epoch is that of the best agreement with the float graph on `held_out` (see EpochReport), the start
     included; none that agrees less than the start. Where labels join in, it is the last whose accuracy isn't below that
-    of another by more than two standard errors.
+    of another by more than two standard errors. Without `held_out`, a part of `data` is kept back: of samples that the
+    float graph was trained on it knows many by heart, which is lost as the quantized one learns from others.
     Raises UsageError for a checkpoint of another run.
     """
     checkpoint = checkpoint or Checkpoint()
-    training = _Training(model, quantized, heads, losses, data, options)
+    training = _Training(model, quantized, heads, losses, data, options, held_out)
     held = None
     if training.processes.rank == 0:
         checkpoint.open(
@@ -102,6 +107,8 @@ def fine_tune(
                 "quantized": fingerprint(quantized),
                 "rates": [options.weight_rate, options.scale_rate, options.bias_rate, options.label_share],
                 "options": [options.epochs, options.batch_size, options.seed, options.augment is not None, options.mix],
+                "rate": options.rate,
+                "held out": held_out is not None,
                 "bfloat16": options.bfloat16,
                 "processes": training.processes.size,
             }
@@ -131,6 +138,7 @@ class _Training:
         losses: Sequence[Loss],
         data: Dataset,
         options: FineTuneOptions,
+        held_out: Dataset | None,
     ) -> None:
         self.options = options
         self.heads, self.losses = heads, losses
@@ -138,13 +146,17 @@ class _Training:
         self.teacher = Executor(model, device=options.device)
         self.student = Executor(quantized, device=options.device)
         self.names = [head.tensor for head in heads]
-        data = freed(data, [self.teacher, self.student])
+        executors = [self.teacher, self.student]
+        data = freed(data, executors)
         fixed = data.fixed_batch()
         if fixed is not None and self.processes.size > 1:
             raise UsageError(f"the model's batch is fixed at {fixed}: train it on one process")
-        training, self.held_out = data.split(_HELD_OUT, _MOST_HELD_OUT)
-        if data.first(2 * _HELD_OUT).samples() < 2 * _HELD_OUT:
+        if held_out is not None:
+            training, self.held_out = data, freed(held_out, executors)
+        elif data.first(2 * _HELD_OUT).samples() < 2 * _HELD_OUT:
             training = self.held_out = data
+        else:
+            training, self.held_out = data.split(_HELD_OUT, _MOST_HELD_OUT)
         self.loader = Loader(
             training,
             options.batch_size,
@@ -264,16 +276,15 @@ class _Training:
             learning = self.student.run({**feeds, **self.parameters.values()}, self.names)
         expected, found = ({name: scores.float() for name, scores in run.items()} for run in (teaching, learning))
         share = self.options.label_share
-        parts = [
-            (1 - share) * loss.distance(expected[head.tensor], found[head.tensor]).mean()
-            for head, loss in zip(self.heads, self.losses, strict=True)
-        ]
-        if share:
-            target = self._labels(batch)
-            parts += [
-                share * loss.value(found[head.tensor], target).mean()
-                for head, loss in zip(self.heads, self.losses, strict=True)
-            ]
+        labels = self._labels(batch) if share else None
+        parts: list[Tensor] = []
+        for head, loss in zip(self.heads, self.losses, strict=True):
+            scores, truth = found[head.tensor], expected[head.tensor]
+            if labels is None:
+                parts.append(loss.distance(truth, scores).mean())
+            else:
+                parts.append((1 - share) * loss.divergence(truth, scores).mean())
+                parts.append(share * loss.value(scores, labels).mean())
         return torch.stack(parts).sum()
 
 
@@ -301,14 +312,16 @@ class _Parameters:
             limits = [self._quantizers[other].limit for other, by in self._leaders.items() if by == leader]
             self._quantizers[name] = replace(self._quantizers[name], limit=min(limits))
         for name, site in weights.items():
-            self._add(self._values, name, constants[name], options.weight_rate * float(constants[site.scale].mean()))
+            rate = options.rate * options.weight_rate * float(constants[site.scale].mean())
+            self._add(self._values, name, constants[name], rate)
         for name in find_biases(self.quantized):
             size = float(constants[name].square().mean().sqrt())
             if name not in self._values and size > 0:
-                self._add(self._values, name, constants[name], options.bias_rate * size)
+                self._add(self._values, name, constants[name], options.rate * options.bias_rate * size)
         for name in self._quantizers:
             if self._leaders.get(name, name) == name:
-                self._add(self._shifts, name, torch.zeros_like(constants[name]), options.scale_rate)
+                rate = math.sqrt(options.rate) * options.scale_rate
+                self._add(self._shifts, name, torch.zeros_like(constants[name]), rate)
 
     def _add(self, kind: dict[str, Tensor], name: str, start: Tensor, rate: float) -> None:
         kind[name] = start.detach().clone().requires_grad_()

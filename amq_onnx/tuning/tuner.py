@@ -30,12 +30,14 @@ class TuningOptions:
     """What is learned, and how.
 
     method: `rounding` learns how weights are rounded, `full` trains the whole graph after that; None stands for
-    `rounding` where there are calibration data, else `none`.
+    `rounding` where there are calibration data, else `none`. held_out: what epochs of `full` are judged by; without it,
+    a part of the calibration data, which is kept back.
     """
 
     method: TuneMethod | None = None
     rounding: RoundingOptions = field(default_factory=RoundingOptions)
     full: FineTuneOptions = field(default_factory=FineTuneOptions)
+    held_out: Dataset | None = None
 
 
 def learnable(
@@ -67,8 +69,10 @@ class Tuner:
         self.options = options
         self.checkpoint = checkpoint
         self.progress = progress
-        if options.method == "full" and options.full.label_share and not data.has_labels():
-            raise DataError("--label-share needs `labels` in the data: add them, or leave the option out")
+        if options.method == "full" and options.full.label_share:
+            for option, given in (("--data", data), ("--tune-eval", options.held_out)):
+                if given is not None and not given.has_labels():
+                    raise DataError(f"--label-share needs `labels` in the data of {option}: add them, or leave it out")
 
     def __call__(
         self, model: onnx.ModelProto, quantized: onnx.ModelProto, name: str, chosen: Mapping[str, str]
@@ -107,6 +111,7 @@ class Tuner:
             losses,
             self.data,
             self.options.full,
+            held_out=self.options.held_out,
             checkpoint=checkpoint.inside("full"),
             progress=self.progress,
         )

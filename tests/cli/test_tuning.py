@@ -66,6 +66,11 @@ def test_a_search_for_the_size_evaluates_tuned_files(amq, case, tmp_path, read_j
         (("--tune", "full", "--tune-batch", "-1"), "--tune-batch"),
         (("--tune", "full", "--label-share", "1.5"), "--label-share"),
         (("--tune", "full", "--label-share", "0.5", *SHORT), "labels"),
+        (("--tune", "full", "--tune-rate", "0"), "--tune-rate"),
+        (("--tune", "full", "--tune-rate=nan"), "--tune-rate"),
+        (("--tune", "full", "--tune-rate=inf"), "--tune-rate"),
+        (("--tune", "full", "--tune-eval", "nosuch.npz"), "nosuch.npz"),
+        (("--tune", "rounding", "--tune-eval", "nosuch.npz"), "--tune full"),
         (("--tune", "full", "--augment", "nosuch"), "--augment"),
         (("--tune", "full", "--augment", "nosuch.py:function"), "nosuch.py"),
         (("--tune", "rounding", "--resume", *SHORT), "--checkpoint"),
@@ -76,6 +81,18 @@ def test_wrong_options(amq, case, tmp_path, more, named):
     assert ran.code == 2 and named in ran.err and "Traceback" not in ran.err
     assert len(ran.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_epochs_are_judged_by_other_data(amq, case, tmp_path, read_json):
+    summary = tmp_path / "s.json"
+    command = ("quantize", case.model, "-o", tmp_path / "o.onnx", "--size", "0.2", "--data", case.data)
+    tuning = ("--tune", "full", "--tune-epochs", "2", "--label-share", "0.5", "--tune-rate", "2", *SHORT)
+    ran = amq(*command, *tuning, "--tune-eval", case.data, "--json", summary)
+    assert ran.code == 0, ran.err
+    accuracies = [epoch["accuracy"] for epoch in read_json(summary)["tuned"]["epochs"]]
+    assert len(accuracies) == 3 and all(0 <= accuracy <= 1 for accuracy in accuracies)
+    ran = amq(*command, *tuning, "--tune-eval", case.unlabelled)
+    assert ran.code == 2 and "--tune-eval" in ran.err and "labels" in ran.err
 
 
 def test_tuning_without_data(amq, case, tmp_path):

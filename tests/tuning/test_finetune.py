@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from amq_onnx.errors import DataError, UsageError
+from amq_onnx.executor.interpreter import Executor
 from amq_onnx.tuning.checkpoint import Checkpoint
 from amq_onnx.tuning.epoch_report import EpochReport
-from amq_onnx.tuning.finetune import FineTuneOptions, fine_tune
+from amq_onnx.tuning.finetune import FineTuneOptions, _Parameters, fine_tune
 from amq_onnx.tuning.quantizers import find_biases, find_quantizers
 from tuning.graphs import quantize, residual
 
@@ -126,6 +128,42 @@ def test_labels_join_in_where_they_are_asked_for():
     accuracies = [report.accuracy for report in reports if report.kept]
     most = np.maximum.accumulate(accuracies)
     assert (accuracies >= most - 2 * np.sqrt(most * (1 - most) / 16)).all() and len(accuracies) > 1
+
+
+def test_the_loss_is_the_divergence_and_that_of_the_labels():
+    labelled = case(labels=np.arange(160) % 5)
+    whole = replace(OPTIONS, epochs=1, batch_size=160, label_share=0.25)
+    _, reports = tuned(labelled, whole, held_out=labelled.data)
+    ((batch,),) = [list(labelled.data.batches(160))]
+    feeds = {"image": torch.from_numpy(batch["image"])}
+    exact, ours = (
+        Executor(proto).run(feeds, ["scores"])["scores"].log_softmax(1)
+        for proto in (labelled.prepared.model, labelled.quantized)
+    )
+    divergence = (exact.exp() * (exact - ours)).sum(1).mean()
+    of_labels = -ours[torch.arange(160), torch.from_numpy(batch["labels"])].mean()
+    assert reports[1].loss == pytest.approx(0.75 * float(divergence) + 0.25 * float(of_labels), rel=1e-5)
+    assert reports[0].divergence == pytest.approx(float(divergence), rel=1e-5)
+
+
+def test_what_is_judged_by_may_be_other_data():
+    """Then nothing is kept back of the data."""
+    quantized, steps = case(), []
+    held_out = quantized.data.first(20)
+    _, reports = tuned(quantized, OPTIONS, held_out=held_out, progress=lambda what, done, of: steps.append(of))
+    assert set(steps) == {160 // 16}
+    _, others = tuned(quantized, replace(OPTIONS, epochs=1))
+    assert reports[0].divergence != others[0].divergence
+
+
+def test_rates_are_multiplied():
+    quantized = case().quantized
+    plain, more = (_Parameters(quantized, Executor(quantized), replace(OPTIONS, rate=rate)) for rate in (1.0, 4.0))
+    ratios = [other / one for one, other in zip(plain.rates(), more.rates(), strict=True)]
+    weights, _ = find_quantizers(quantized)
+    assert ratios[: len(weights)] == pytest.approx([4.0] * len(weights))
+    assert ratios[-1] == pytest.approx(2.0)  # a scale's
+    assert set(np.round(ratios, 6)) == {2.0, 4.0}
 
 
 def test_augmentation_is_applied_and_checked():
