@@ -17,6 +17,7 @@ Batch = dict[str, NDArray[np.generic]]
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 _CHUNK = 100
+_VALIDATION = 1000
 
 
 def data_folder() -> Path:
@@ -40,11 +41,11 @@ def photographs(split: str) -> Iterator[Image.Image]:
     return _pictures("imagenet_sample_224.npz", split)
 
 
-def _images(file: str, split: str, limit: int | None = None, *, labels: bool) -> Iterator[Batch]:
-    """Batches of normalised images [n, 3, H, W] of an archive of JPEGs."""
+def _images(file: str, split: str, limit: int | None = None, *, first: int = 0, labels: bool) -> Iterator[Batch]:
+    """Batches of normalised images [n, 3, H, W] of an archive of JPEGs, from number `first` to `limit`."""
     with np.load(data_folder() / file, allow_pickle=False) as archive:
-        classes = archive[f"{split}_labels"][:limit]
-    pictures = _pictures(file, split)
+        classes = archive[f"{split}_labels"][first:limit]
+    pictures = islice(_pictures(file, split), first, None)
     for start in range(0, len(classes), _CHUNK):
         pixels = list(islice(pictures, min(_CHUNK, len(classes) - start)))
         scaled = (np.stack([np.asarray(image) for image in pixels]).astype(np.float32) / 255 - _MEAN) / _DEVIATION
@@ -77,9 +78,30 @@ def flips_and_shifts(batch: Batch, generator: np.random.Generator) -> Batch:
     return {**batch, "input": moved}
 
 
+def flips_shifts_and_holes(batch: Batch, generator: np.random.Generator) -> Batch:
+    """`flips_and_shifts`, and a square of a quarter of the size anywhere set to the mean (Cutout, DeVries and Taylor
+    2017, arXiv 1708.04552); for `--augment`."""
+    images = flips_and_shifts(batch, generator)["input"]
+    half, ends = images.shape[2] // 8, images.shape[2:]
+    for image, places in zip(images, generator.integers(0, ends, (len(images), 2)), strict=True):
+        rows, columns = (slice(max(0, place - half), place + half) for place in places)
+        image[:, rows, columns] = 0
+    return {**batch, "input": images}
+
+
 def resnet20_test() -> Iterator[Batch]:
     """The 10,000 CIFAR-10 test images."""
     return _images("cifar10_32.npz", "test", labels=True)
+
+
+def resnet20_validation() -> Iterator[Batch]:
+    """1,000 of the test images, to judge by while another network is scored on the others."""
+    return _images("cifar10_32.npz", "test", _VALIDATION, labels=True)
+
+
+def resnet20_other_test() -> Iterator[Batch]:
+    """The other 9,000."""
+    return _images("cifar10_32.npz", "test", first=_VALIDATION, labels=True)
 
 
 def mobilenetv2_calibration() -> Iterator[Batch]:
