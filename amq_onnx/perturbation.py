@@ -50,26 +50,23 @@ class Perturbation(Protocol):
         ...
 
 
-class _Differences:
-    """Slopes from the entries themselves, computed again at every width."""
-
-    def slopes(
-        self: Perturbation,
-        gradients: Mapping[str, Tensor],
-        found: Mapping[str, Tensor],
-        axes: Mapping[str, SampleAxis | None],
-        samples: int,
-    ) -> dict[int, Tensor]:
-        """See Perturbation."""
-        of_site, along = [axes[entry] for entry in self.entries], [gradients[entry] for entry in self.entries]
-        result: dict[int, Tensor] = {}
-        for bits in self.widths:
-            changed = self.quantized(bits, found, apart=True)
-            result[bits] = sample_slopes(along, [changed[e] - found[e] for e in self.entries], of_site, samples)
-        return result
+def slopes_of_differences(
+    site: Perturbation,
+    gradients: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    axes: Mapping[str, SampleAxis | None],
+    samples: int,
+) -> dict[int, Tensor]:
+    """`Perturbation.slopes`, for any site: its entries are computed again at every width."""
+    of_site, along = [axes[entry] for entry in site.entries], [gradients[entry] for entry in site.entries]
+    result: dict[int, Tensor] = {}
+    for bits in site.widths:
+        changed = site.quantized(bits, found, apart=True)
+        result[bits] = sample_slopes(along, [changed[e] - found[e] for e in site.entries], of_site, samples)
+    return result
 
 
-class QuantizedActivation(_Differences):
+class QuantizedActivation:
     """An activation, which is its own entry."""
 
     def __init__(self, name: str, encodings: Mapping[int, Encoding]) -> None:
@@ -87,8 +84,18 @@ class QuantizedActivation(_Differences):
         (name,) = self.entries
         return {name: round_trip(found[name], self.encodings[bits])}
 
+    def slopes(
+        self,
+        gradients: Mapping[str, Tensor],
+        found: Mapping[str, Tensor],
+        axes: Mapping[str, SampleAxis | None],
+        samples: int,
+    ) -> dict[int, Tensor]:
+        """See Perturbation."""
+        return slopes_of_differences(self, gradients, found, axes, samples)
 
-class QuantizedWeight(_Differences):
+
+class QuantizedWeight:
     """A weight, whose entries are the outputs of the layers that read it.
 
     values: by bits, the weight as it is quantized. shifts: by bits and entry, what a layer's bias makes up for, [its
@@ -145,7 +152,7 @@ class QuantizedWeight(_Differences):
     ) -> dict[int, Tensor]:
         """See Perturbation. A Conv is linear in its weight: one gradient of that serves all widths."""
         if not all(self._is_convolved(entry, gradients[entry], axes[entry]) for entry in self.entries):
-            return super().slopes(gradients, found, axes, samples)
+            return slopes_of_differences(self, gradients, found, axes, samples)
         weight = self.executor.initializers[self.name]
         errors = torch.stack([(self.values[bits] - weight).flatten() for bits in self.widths])
         total = torch.zeros(samples, len(self.widths), dtype=torch.float64, device=weight.device)

@@ -9,7 +9,7 @@ import amq_onnx.conv_gradients
 from amq_onnx.conv_gradients import weight_gradients
 from amq_onnx.curvature.sample_axis import SampleAxis
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.perturbation import QuantizedWeight, _Differences
+from amq_onnx.perturbation import QuantizedWeight, slopes_of_differences
 
 SAMPLES = 3
 SHAPES = {
@@ -58,7 +58,7 @@ def test_slopes_are_those_of_the_outputs(case, dtype):
     shifts = {3: {"y": torch.linspace(-1, 1, len(weight), dtype=dtype)}, 8: {}}
     site = QuantizedWeight(executor, "w", ("y",), values, shifts, {"y": 1})
     given = {"y": gradient}, {"x": x, "y": y}, {"y": SampleAxis(0)}, SAMPLES
-    found, expected = site.slopes(*given), _Differences.slopes(site, *given)
+    found, expected = site.slopes(*given), slopes_of_differences(site, *given)
     assert list(found) == [3, 8]
     for bits, each in expected.items():
         scale = float(each.abs().max())
