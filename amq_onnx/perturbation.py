@@ -151,7 +151,7 @@ class QuantizedWeight:
         samples: int,
     ) -> dict[int, Tensor]:
         """See Perturbation. A Conv is linear in its weight: one gradient of that serves all widths."""
-        if not all(self._is_convolved(entry, gradients[entry], axes[entry]) for entry in self.entries):
+        if not all(self._is_convolved(entry, gradients[entry], axes[entry], samples) for entry in self.entries):
             return slopes_of_differences(self, gradients, found, axes, samples)
         weight = self.executor.initializers[self.name]
         errors = torch.stack([(self.values[bits] - weight).flatten() for bits in self.widths])
@@ -166,8 +166,8 @@ class QuantizedWeight:
                     total[:, column] -= sums @ self.shifts[bits][entry]
         return dict(zip(self.widths, total.unbind(1), strict=True))
 
-    def _is_convolved(self, entry: str, gradient: Tensor, axis: SampleAxis | None) -> bool:
-        """Whether an entry is made by a Conv of one group, sample by sample, at so many places that one gradient is
+    def _is_convolved(self, entry: str, gradient: Tensor, axis: SampleAxis | None, samples: int) -> bool:
+        """Whether an entry is made by a Conv of one group, an image a sample, at so many places that one gradient is
         less to compute than the outputs at all widths."""
         node = self.executor.node(entry)
         return (
@@ -175,6 +175,7 @@ class QuantizedWeight:
             and node.inputs[1] == self.name
             and node.integer("group", 1) == 1
             and axis == SampleAxis(0)
+            and len(gradient) == samples
             and gradient[0, 0].numel() >= len(self.widths)
         )
 

@@ -57,9 +57,12 @@ def test_slopes_are_those_of_the_outputs(case, dtype):
     values = {bits: (weight / step).round() * step for bits, step in ((3, 0.5), (8, 0.01))}
     shifts = {3: {"y": torch.linspace(-1, 1, len(weight), dtype=dtype)}, 8: {}}
     site = QuantizedWeight(executor, "w", ("y",), values, shifts, {"y": 1})
-    given = {"y": gradient}, {"x": x, "y": y}, {"y": SampleAxis(0)}, SAMPLES
-    found, expected = site.slopes(*given), slopes_of_differences(site, *given)
-    assert list(found) == [3, 8]
-    for bits, each in expected.items():
-        scale = float(each.abs().max())
-        torch.testing.assert_close(found[bits], each, rtol=0, atol=scale * (1e-12 if dtype == torch.float64 else 1e-4))
+    # By image; of one sample with several, as of a video's frames; of the whole batch.
+    for axis, samples in ((SampleAxis(0), SAMPLES), (SampleAxis(0), 1), (None, SAMPLES)):
+        given = {"y": gradient}, {"x": x, "y": y}, {"y": axis}, samples
+        found, expected = site.slopes(*given), slopes_of_differences(site, *given)
+        assert list(found) == [3, 8]
+        for bits, each in expected.items():
+            scale = float(each.abs().max())
+            error = scale * (1e-12 if dtype == torch.float64 else 1e-4)
+            torch.testing.assert_close(found[bits], each, rtol=0, atol=error)
