@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,6 +14,15 @@ from amq_onnx.curvature.quadratic_form import sample_slopes
 from amq_onnx.curvature.sample_axis import SampleAxis
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.quantizer.encoding import Encoding
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Gradients of a batch of so many samples, by tensor, and where each tensor counts these."""
+
+    gradients: Mapping[str, Tensor]
+    axes: Mapping[str, SampleAxis | None]
+    samples: int
 
 
 class Perturbation(Protocol):
@@ -36,33 +46,20 @@ class Perturbation(Protocol):
         """
         ...
 
-    def slopes(
-        self,
-        gradients: Mapping[str, Tensor],
-        found: Mapping[str, Tensor],
-        axes: Mapping[str, SampleAxis | None],
-        samples: int,
-    ) -> dict[int, Tensor]:
-        """By bits, the products of `gradients` at the entries with what is changed there, by sample (`sample_slopes`).
-
-        axes: by entry, where it counts samples.
-        """
+    def slopes(self, pulled: Pulled, found: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """By bits, the products of gradients at the entries with what is changed there, by sample (`sample_slopes`)."""
         ...
 
 
-def slopes_of_differences(
-    site: Perturbation,
-    gradients: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    axes: Mapping[str, SampleAxis | None],
-    samples: int,
-) -> dict[int, Tensor]:
+def slopes_of_differences(site: Perturbation, pulled: Pulled, found: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """`Perturbation.slopes`, for any site: its entries are computed again at every width."""
-    of_site, along = [axes[entry] for entry in site.entries], [gradients[entry] for entry in site.entries]
+    gradients = [pulled.gradients[entry] for entry in site.entries]
+    axes = [pulled.axes[entry] for entry in site.entries]
     result: dict[int, Tensor] = {}
     for bits in site.widths:
         changed = site.quantized(bits, found, apart=True)
-        result[bits] = sample_slopes(along, [changed[e] - found[e] for e in site.entries], of_site, samples)
+        differences = [changed[entry] - found[entry] for entry in site.entries]
+        result[bits] = sample_slopes(gradients, differences, axes, pulled.samples)
     return result
 
 
@@ -84,15 +81,9 @@ class QuantizedActivation:
         (name,) = self.entries
         return {name: round_trip(found[name], self.encodings[bits])}
 
-    def slopes(
-        self,
-        gradients: Mapping[str, Tensor],
-        found: Mapping[str, Tensor],
-        axes: Mapping[str, SampleAxis | None],
-        samples: int,
-    ) -> dict[int, Tensor]:
+    def slopes(self, pulled: Pulled, found: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """See Perturbation."""
-        return slopes_of_differences(self, gradients, found, axes, samples)
+        return slopes_of_differences(self, pulled, found)
 
 
 class QuantizedWeight:
@@ -143,21 +134,15 @@ class QuantizedWeight:
             changed[entry] = value
         return changed
 
-    def slopes(
-        self,
-        gradients: Mapping[str, Tensor],
-        found: Mapping[str, Tensor],
-        axes: Mapping[str, SampleAxis | None],
-        samples: int,
-    ) -> dict[int, Tensor]:
+    def slopes(self, pulled: Pulled, found: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """See Perturbation. A Conv is linear in its weight: one gradient of that serves all widths."""
-        if not all(self._is_convolved(entry, gradients[entry], axes[entry], samples) for entry in self.entries):
-            return slopes_of_differences(self, gradients, found, axes, samples)
+        if not all(self._is_convolved(entry, pulled) for entry in self.entries):
+            return slopes_of_differences(self, pulled, found)
         weight = self.executor.initializers[self.name]
         errors = torch.stack([(self.values[bits] - weight).flatten() for bits in self.widths])
-        total = torch.zeros(samples, len(self.widths), dtype=torch.float64, device=weight.device)
+        total = torch.zeros(pulled.samples, len(self.widths), dtype=torch.float64, device=weight.device)
         for entry in self.entries:
-            node, gradient = self.executor.node(entry), gradients[entry]
+            node, gradient = self.executor.node(entry), pulled.gradients[entry]
             parts = weight_gradients(node, found[node.inputs[0]], gradient, weight)
             total += torch.cat([part.flatten(1) @ errors.t() for part in parts])
             sums = pixels(gradient).sum(1)
@@ -166,16 +151,16 @@ class QuantizedWeight:
                     total[:, column] -= sums @ self.shifts[bits][entry]
         return dict(zip(self.widths, total.unbind(1), strict=True))
 
-    def _is_convolved(self, entry: str, gradient: Tensor, axis: SampleAxis | None, samples: int) -> bool:
+    def _is_convolved(self, entry: str, pulled: Pulled) -> bool:
         """Whether an entry is made by a Conv of one group, an image a sample, at so many places that one gradient is
         less to compute than the outputs at all widths."""
-        node = self.executor.node(entry)
+        node, gradient = self.executor.node(entry), pulled.gradients[entry]
         return (
             node.op_type == "Conv"
             and node.inputs[1] == self.name
             and node.integer("group", 1) == 1
-            and axis == SampleAxis(0)
-            and len(gradient) == samples
+            and pulled.axes[entry] == SampleAxis(0)
+            and len(gradient) == pulled.samples
             and gradient[0, 0].numel() >= len(self.widths)
         )
 

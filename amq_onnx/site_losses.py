@@ -22,7 +22,7 @@ from amq_onnx.differentiable_forward import DifferentiableForward
 from amq_onnx.executor.interpreter import Executor
 from amq_onnx.model.data import Dataset
 from amq_onnx.model.heads import Head
-from amq_onnx.perturbation import Perturbation
+from amq_onnx.perturbation import Perturbation, Pulled
 
 LossMethod = Literal["hybrid", "quadratic", "measured"]
 LOSS_METHODS: tuple[str, ...] = get_args(LossMethod)
@@ -148,11 +148,12 @@ class _Work:
                 axes = dict(zip(names, sample_axes(scores, points, count), strict=True))
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, 0, unit))
             weights = self._weights(samples, count, scores)
-            gradients = dict(zip(names, probe_gradients(scores, self.losses, points, generator, weights), strict=True))
+            gradients = probe_gradients(scores, self.losses, points, generator, weights)
+            pulled = Pulled(dict(zip(names, gradients, strict=True)), axes, count)
             held = {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
             with torch.inference_mode():
                 for name, site in self.sites.items():
-                    for bits, slopes in site.slopes(gradients, held, axes, count).items():
+                    for bits, slopes in site.slopes(pulled, held).items():
                         drawn[name, bits].append(quadratic_draws(slopes).cpu().numpy())
             samples += count
             self._tell("loss to second order", samples)

@@ -9,7 +9,7 @@ import amq_onnx.conv_gradients
 from amq_onnx.conv_gradients import weight_gradients
 from amq_onnx.curvature.sample_axis import SampleAxis
 from amq_onnx.executor.interpreter import Executor
-from amq_onnx.perturbation import QuantizedWeight, slopes_of_differences
+from amq_onnx.perturbation import Pulled, QuantizedWeight, slopes_of_differences
 
 SAMPLES = 3
 SHAPES = {
@@ -59,7 +59,7 @@ def test_slopes_are_those_of_the_outputs(case, dtype):
     site = QuantizedWeight(executor, "w", ("y",), values, shifts, {"y": 1})
     # By image; of one sample with several, as of a video's frames; of the whole batch.
     for axis, samples in ((SampleAxis(0), SAMPLES), (SampleAxis(0), 1), (None, SAMPLES)):
-        given = {"y": gradient}, {"x": x, "y": y}, {"y": axis}, samples
+        given = Pulled({"y": gradient}, {"y": axis}, samples), {"x": x, "y": y}
         found, expected = site.slopes(*given), slopes_of_differences(site, *given)
         assert list(found) == [3, 8]
         for bits, each in expected.items():
