@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, cast
 
-from amq_onnx.cli import console, options
+from amq_onnx.cli import console, options, tuning_options
 from amq_onnx.cli.summary import write_json
 from amq_onnx.comparison import STRATEGIES, ComparisonTable, Strategy, compare
 from amq_onnx.errors import UsageError
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_widths(parser)
     options.add_graph(parser)
     options.add_measurement(parser)
-    options.add_tuning(parser)
+    tuning_options.add_options(parser)
     default = AgentOptions()
     parser.add_argument(
         "--episodes",
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model)
     evaluation = None if arguments.eval is None else open_data(arguments.eval, model)
-    tuning = options.tuning(arguments, model)
+    tuning = tuning_options.tuning(arguments, model)
     del model  # of a large one, much of the memory
     assert isinstance(data, Dataset)
     silence_runtime()

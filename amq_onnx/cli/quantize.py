@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amq_onnx.cli import console, options
+from amq_onnx.cli import console, options, tuning_options
 from amq_onnx.cli.reporting import write_report
 from amq_onnx.cli.summary import print_result, result_data, write_json
 from amq_onnx.errors import UsageError
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_graph(parser)
     options.add_measurement(parser)
     parser.add_argument("--from-sensitivity", type=Path, metavar="FILE", help="use a saved sensitivity table")
-    options.add_tuning(parser)
+    tuning_options.add_options(parser)
     parser.add_argument("--metric", help="top1, top5, agreement, cosine, sqnr or script.py:function")
     parser.add_argument(
         "--max-drop",
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = read_model(arguments.model)
     data = options.opened(arguments, model, required=table is None)
     evaluation = None if arguments.eval is None else open_data(arguments.eval, model)
-    tuning = options.tuning(arguments, model)
+    tuning = tuning_options.tuning(arguments, model)
     del model  # of a large one, much of the memory
     if arguments.max_drop is not None and data is None and arguments.eval is None:
         raise UsageError("--max-drop needs --data or --eval to verify on")
