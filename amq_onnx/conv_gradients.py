@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amq_onnx.executor.node import NodeContext
 from amq_onnx.executor.ops.windows import windows
+from amq_onnx.layout import pixels
 
 # Gradients of so many samples are held at a time.
 _BYTES = 64 << 20
@@ -34,8 +35,3 @@ def weight_gradients(node: NodeContext, x: Tensor, gradient: Tensor, weight: Ten
         for place in itertools.product(*map(range, kernel)):
             into[place] = torch.bmm(pulled, pixels(at[place]))
         yield found
-
-
-def pixels(images: Tensor) -> Tensor:
-    """Images [N, C, *spatial] as [N, pixels, C]; no copy where a pixel's channels are side by side."""
-    return images.movedim(1, -1).reshape(len(images), -1, images.shape[1])

@@ -18,6 +18,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def pixels(images: Tensor) -> Tensor:
+    """Images [N, C, *spatial] as [N, pixels, C]; no copy where a pixel's channels are side by side."""
+    return images.movedim(1, -1).reshape(len(images), -1, images.shape[1])
+
+
 def has_pixels(x: Tensor) -> bool:
     """Whether x isn't laid out in the order of its dimensions, as images with their channels last aren't."""
     return x.dim() == 4 and not x.is_contiguous()

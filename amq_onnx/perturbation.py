@@ -9,10 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from amq_onnx.conv_gradients import pixels, weight_gradients
+from amq_onnx.conv_gradients import weight_gradients
 from amq_onnx.curvature.quadratic_form import sample_slopes
 from amq_onnx.curvature.sample_axis import SampleAxis
 from amq_onnx.executor.interpreter import Executor
+from amq_onnx.layout import pixels
 from amq_onnx.quantizer.encoding import Encoding
 
 
