@@ -67,7 +67,11 @@ class SoftmaxLoss:
     axis: int = -1
 
     def value(self, scores: Tensor, target: Tensor) -> Tensor:
-        """See Loss. target: class numbers, in the shape of the scores without `axis`."""
+        """See Loss. target: class numbers, in the shape of the scores without `axis`, or shares of classes, floats in
+        the shape of the scores."""
+        if target.is_floating_point() and target.shape == scores.shape:
+            each = -target * torch.log_softmax(scores, self.axis)
+            return _by_sample(each.sum(self.axis), scores).mean(1)
         classes = scores.shape[self.axis]
         expected = list(scores.shape)
         del expected[self.axis]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amq_onnx.errors import AMQError, DataError, UsageError
-from amq_onnx.model.data import Batch, Dataset, load_function
+from amq_onnx.model.data import LABELS, Batch, Dataset, load_function
 
 Augmentation = Callable[[Batch, np.random.Generator], Batch]
-"""Given a batch and a source of random numbers, another batch of the same inputs."""
+"""Given a batch and a source of random numbers, another batch of the same inputs; class numbers among its `labels` may
+become shares of classes, of one more dimension."""
 
 # Samples are shuffled among as many as fit in this memory; data that fit whole are read once.
 _PIECE_BYTES = 2_000_000_000
@@ -77,11 +79,14 @@ class Loader:
             raise
         except Exception as error:
             raise DataError(f"the augmentation failed: {type(error).__name__}: {error}") from error
+        checked: Batch = {}
         for name, array in batch.items():
             given = found.get(name) if isinstance(found, dict) else None
-            if not isinstance(given, np.ndarray) or given.shape != array.shape:
+            if not isinstance(given, np.ndarray) or not (given.shape == array.shape or _shares(name, given, array)):
                 raise DataError(f"the augmentation must return '{name}' as an array of shape {array.shape}")
-        return {name: found[name].astype(array.dtype, copy=False) for name, array in batch.items()}
+            kind = array.dtype if given.shape == array.shape else np.dtype(np.float32)
+            checked[name] = given.astype(kind, copy=False)
+        return checked
 
     def _pieces(self) -> Iterator[Batch]:
         """The data, as few batches as memory allows; all of them are kept where they fit."""
@@ -97,6 +102,11 @@ class Loader:
             yield piece
         if total <= _PIECE_BYTES:
             self._held = held
+
+
+def _shares(name: str, given: NDArray[np.generic], numbers: NDArray[np.generic]) -> bool:
+    """Whether `given` are shares of classes, in place of class numbers."""
+    return name == LABELS and given.dtype.kind == "f" and given.ndim == numbers.ndim + 1 and len(given) == len(numbers)
 
 
 def load_augmentation(where: str) -> Augmentation:

@@ -126,6 +126,17 @@ def test_softmax_value_is_cross_entropy_averaged_over_positions(shape):
     torch.testing.assert_close(SoftmaxLoss().value(scores, target), each.reshape(shape[0], -1).mean(1))
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_softmax_value_of_shares_is_that_of_each_class_in_its_share(axis):
+    loss, scores = SoftmaxLoss(axis), draw(2, 3, 4, scale=2.0)
+    shares = torch.softmax(draw(2, 3, 4), axis)
+    expected = torch.nn.functional.cross_entropy(scores.movedim(axis, 1), shares.movedim(axis, 1), reduction="none")
+    torch.testing.assert_close(loss.value(scores, shares), expected.mean(1))
+    numbers = scores.argmax(axis)
+    alone = torch.nn.functional.one_hot(numbers, scores.shape[axis]).movedim(-1, axis).to(DOUBLE)
+    torch.testing.assert_close(loss.value(scores, alone), loss.value(scores, numbers))
+
+
 def test_sigmoid_value_is_binary_cross_entropy_summed_over_scores_averaged_over_positions():
     scores = draw(2, 3, 4, scale=2.0)
     target = target_of(SigmoidLoss(), scores)
@@ -140,10 +151,11 @@ def test_sigmoid_value_is_binary_cross_entropy_summed_over_scores_averaged_over_
         (SoftmaxLoss(), torch.tensor([-1, 0])),
         (SoftmaxLoss(), torch.tensor([0, 1, 2])),
         (SoftmaxLoss(), torch.tensor([[0], [1]])),
+        (SoftmaxLoss(), torch.zeros(2, 3)),
         (SigmoidLoss(), torch.tensor([0, 1])),
         (SquaredLoss(), torch.zeros(2, 3)),
     ],
-    ids=["too large", "negative", "too many", "a dimension more", "sigmoid", "squared"],
+    ids=["too large", "negative", "too many", "a dimension more", "shares of too few classes", "sigmoid", "squared"],
 )
 def test_targets_that_do_not_fit_raise(loss, target):
     with pytest.raises(DataError, match="labels"):

@@ -181,6 +181,27 @@ def test_augmentation_is_applied_and_checked():
         tuned(case(), replace(OPTIONS, augment=lambda batch, generator: 1 // 0))
 
 
+def test_labels_may_become_shares_of_classes():
+    labelled = case(labels=np.arange(160) % 5)
+    options = replace(OPTIONS, epochs=1, label_share=1.0)
+
+    def shared(classes, extra=0.0):
+        def augment(batch, generator):
+            return {**batch, "labels": np.eye(classes, dtype=np.float32)[batch["labels"]] + np.float32(extra)}
+
+        return replace(options, augment=augment)
+
+    plain, reports = tuned(labelled, options)
+    same, others = tuned(labelled, shared(5))
+    assert all(np.array_equal(plain[name], same[name]) for name in plain) and reports == others
+    _, smooth = tuned(labelled, shared(5, 0.1))
+    assert smooth[1].loss > 1.2 * reports[1].loss
+    with pytest.raises(DataError, match="labels have shape"):
+        tuned(labelled, shared(7))
+    with pytest.raises(DataError, match="must return 'labels'"):
+        tuned(labelled, replace(options, augment=lambda batch, generator: {**batch, "labels": np.zeros((3, 5))}))
+
+
 def test_two_processes_learn_what_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
