@@ -59,7 +59,7 @@ _IMAGES = f"{_HERE / 'real_data.py'}"
 _FULL = ("--tune", "full", "--augment", f"{_IMAGES}:flips_and_shifts", "--tune-epochs", "14")
 # What narrow activations lose comes back slowly, from labels, in large steps and many epochs.
 _LABELLED = (
-    *("--tune", "full", "--augment", f"{_IMAGES}:flips_shifts_and_holes", "--tune-epochs", "38", "--bfloat16"),
+    *("--tune", "full", "--augment", f"{_IMAGES}:flips_shifts_and_patches", "--tune-epochs", "38", "--bfloat16"),
     *("--label-share", ".5", "--tune-rate", "3", "--tune-eval", f"{_IMAGES}:resnet20_validation"),
 )
 _TRAINING = {*_FULL, *_LABELLED}

@@ -18,6 +18,7 @@ _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 _CHUNK = 100
 _VALIDATION = 1000
+_CLASSES = 10
 
 
 def data_folder() -> Path:
@@ -78,15 +79,20 @@ def flips_and_shifts(batch: Batch, generator: np.random.Generator) -> Batch:
     return {**batch, "input": moved}
 
 
-def flips_shifts_and_holes(batch: Batch, generator: np.random.Generator) -> Batch:
-    """`flips_and_shifts`, and a square of a quarter of the size anywhere set to the mean (Cutout, DeVries and Taylor
-    2017, arXiv 1708.04552); for `--augment`."""
-    images = flips_and_shifts(batch, generator)["input"]
-    half, ends = images.shape[2] // 8, images.shape[2:]
-    for image, places in zip(images, generator.integers(0, ends, (len(images), 2)), strict=True):
-        rows, columns = (slice(max(0, place - half), place + half) for place in places)
-        image[:, rows, columns] = 0
-    return {**batch, "input": images}
+def flips_shifts_and_patches(batch: Batch, generator: np.random.Generator) -> Batch:
+    """`flips_and_shifts`, and half of the images with a rectangle of another one, and their labels with its share of it
+    (CutMix, Yun et al. 2019, arXiv 1905.04899); for `--augment`."""
+    whole = flips_and_shifts(batch, generator)["input"]
+    images, shares = whole.copy(), np.eye(_CLASSES, dtype=np.float32)[batch["labels"]]
+    sides, own = np.array(images.shape[2:]), shares.copy()
+    for index, other in enumerate(generator.permutation(len(images))):
+        size = sides * np.sqrt(generator.random()) if generator.random() < 0.5 else np.zeros(2)
+        start = generator.integers(0, sides) - size / 2
+        (top, left), (bottom, right) = (np.clip(np.rint(ends), 0, sides).astype(int) for ends in (start, start + size))
+        images[index, :, top:bottom, left:right] = whole[other, :, top:bottom, left:right]
+        share = (bottom - top) * (right - left) / sides.prod()
+        shares[index] = (1 - share) * own[index] + share * own[other]
+    return {"input": images, "labels": shares}
 
 
 def resnet20_test() -> Iterator[Batch]:
