@@ -59,7 +59,7 @@ _IMAGES = f"{_HERE / 'real_data.py'}"
 _FULL = ("--tune", "full", "--augment", f"{_IMAGES}:flips_and_shifts", "--tune-epochs", "14")
 # What narrow activations lose comes back slowly, from labels, in large steps and many epochs.
 _LABELLED = (
-    *("--tune", "full", "--augment", f"{_IMAGES}:flips_shifts_and_patches", "--tune-epochs", "38", "--bfloat16"),
+    *("--tune", "full", "--augment", f"{_IMAGES}:flips_shifts_and_patches", "--tune-epochs", "36", "--bfloat16"),
     *("--label-share", ".5", "--tune-rate", "3", "--tune-eval", f"{_IMAGES}:resnet20_validation"),
 )
 _TRAINING = {*_FULL, *_LABELLED}
@@ -101,7 +101,7 @@ CASES = (
     Case(
         "resnet20-labels",
         _resnet20,
-        ((".145", (*_FOUR_BITS, *_LABELLED)), (".145", (*_FOUR_BITS_INSIDE, *_LABELLED))),
+        tuple((".145", (*widths, *_LABELLED)) for widths in (_FOUR_BITS, _FOUR_ON_AVERAGE, _FOUR_BITS_INSIDE)),
         _script("real_data.py:resnet20_training"),
         _script("real_data.py:resnet20_other_test"),
     ),
