@@ -76,7 +76,10 @@ class SoftmaxLoss:
         expected = list(scores.shape)
         del expected[self.axis]
         if list(target.shape) != expected:
-            raise DataError(f"labels have shape {list(target.shape)}, but the model's scores need {expected}")
+            raise DataError(
+                f"labels have shape {list(target.shape)}, but the model's scores need numbers of classes in {expected} "
+                f"or shares of classes in {list(scores.shape)}"
+            )
         if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
             raise DataError(
                 f"labels run from {int(target.min())} to {int(target.max())}, but the model has {classes} classes"
