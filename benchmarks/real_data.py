@@ -83,8 +83,8 @@ def flips_shifts_and_patches(batch: Batch, generator: np.random.Generator) -> Ba
     """`flips_and_shifts`, and half of the images with a rectangle of another one, and their labels with its share of it
     (CutMix, Yun et al. 2019, arXiv 1905.04899); for `--augment`."""
     whole = flips_and_shifts(batch, generator)["input"]
-    images, shares = whole.copy(), np.eye(_CLASSES, dtype=np.float32)[batch["labels"]]
-    sides, own = np.array(images.shape[2:]), shares.copy()
+    own = np.eye(_CLASSES, dtype=np.float32)[batch["labels"]]
+    images, shares, sides = whole.copy(), own.copy(), np.array(whole.shape[2:])
     for index, other in enumerate(generator.permutation(len(images))):
         size = sides * np.sqrt(generator.random()) if generator.random() < 0.5 else np.zeros(2)
         start = generator.integers(0, sides) - size / 2

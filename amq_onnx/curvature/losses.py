@@ -69,9 +69,16 @@ class SoftmaxLoss:
     def value(self, scores: Tensor, target: Tensor) -> Tensor:
         """See Loss. target: class numbers, in the shape of the scores without `axis`, or shares of classes, floats in
         the shape of the scores."""
+        logs = torch.log_softmax(scores, self.axis)
         if target.is_floating_point() and target.shape == scores.shape:
-            each = -target * torch.log_softmax(scores, self.axis)
-            return _by_sample(each.sum(self.axis), scores).mean(1)
+            chosen = (target * logs).sum(self.axis)
+        else:
+            self._require_numbers(target, scores)
+            chosen = logs.gather(self.axis, target.long().unsqueeze(self.axis))
+        return -_by_sample(chosen, scores).mean(1)
+
+    def _require_numbers(self, target: Tensor, scores: Tensor) -> None:
+        """Raise DataError unless `target` has a class number for every position of `scores`."""
         classes = scores.shape[self.axis]
         expected = list(scores.shape)
         del expected[self.axis]
@@ -84,8 +91,6 @@ class SoftmaxLoss:
             raise DataError(
                 f"labels run from {int(target.min())} to {int(target.max())}, but the model has {classes} classes"
             )
-        chosen = torch.log_softmax(scores, self.axis).gather(self.axis, target.long().unsqueeze(self.axis))
-        return -_by_sample(chosen, scores).mean(1)
 
     def divergence(self, reference: Tensor, scores: Tensor) -> Tensor:
         """See Loss: KL(softmax(reference) || softmax(scores)), the mean over positions."""
